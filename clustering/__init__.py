@@ -1,0 +1,1 @@
+"""Feature vectors → clusters: the space, KMeans, assigning, neighbours, identity."""

@@ -1,0 +1,175 @@
+"""The `Bus` seam: topics, producers with transactions, consumer groups, on SQLite or Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from core.errors import ConfigError
+from core.names import bare_url
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+Offsets = dict[TopicPartition, int]
+"""The next offset to read of each partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as it is to be created."""
+
+    name: str
+    cleanup: Literal["compact", "delete"]
+    partitions: int = 1
+    replication: int = -1
+    """-1: the broker's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it was read: bytes, not yet believed."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    """None is a tombstone."""
+    headers: Headers
+    timestamp: int
+    """ms since the epoch."""
+
+    def header(self, name: str) -> str | None:
+        """Return the last header of that name as text, None where there is none."""
+        found = [value for key, value in self.headers if key == name]
+        return found[-1].decode("utf-8", "replace") if found else None
+
+
+class Producer(Protocol):
+    """Sends messages. Every method raises `BackendError`, and `FencedError` once taken over."""
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        """Hand over a message; messages of one key keep their order."""
+
+    def flush(self) -> None:
+        """Return once every message sent so far is acknowledged and durable; raise if one is not."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All that is sent inside becomes readable as a whole at its end, or never if it raises.
+
+        Only for a producer with a `transactional_id`.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection; what is not flushed may be lost."""
+
+
+class Consumer(Protocol):
+    """Reads topics in order per key; sees committed transactions only. Raises `BackendError`."""
+
+    def poll(self, timeout: float = 1.0, max_records: int = 500) -> list[Message]:
+        """Return the next messages, [] if none came within `timeout` seconds; moves the position."""
+
+    def commit(self) -> None:
+        """Persist the position for the group; what is not committed is delivered again."""
+
+    def at_end(self) -> bool:
+        """Return whether every position has reached the end seen when reading began."""
+
+    def close(self) -> None:
+        """Leave the group, without a commit."""
+
+
+class Bus(Protocol):
+    """Topics. Every method raises `BackendError`."""
+
+    url: str
+    """Without user info and options: safe to print."""
+
+    def create_topics(self, topics: Iterable[Topic]) -> None:
+        """Create those that do not exist yet."""
+
+    def topics(self) -> list[str]:
+        """Return the names of the existing topics, sorted."""
+
+    def producer(self, transactional_id: str | None = None) -> Producer:
+        """Open a producer; with an id, it fences the former producer of that id."""
+
+    def consumer(
+        self, topics: Iterable[str], *, group: str | None = None, start: Mapping[TopicPartition, int] | None = None
+    ) -> Consumer:
+        """Open a consumer of existing topics.
+
+        With a `group` it goes on from the group's committed offsets, a new group from the
+        beginning. Without one it reads from `start`, and from the beginning where `start` is silent.
+        """
+
+    def committed(self, group: str, topics: Iterable[str]) -> Offsets:
+        """Return the committed offsets of a group; partitions without one are left out."""
+
+    def ends(self, topics: Iterable[str]) -> Offsets:
+        """Return the end of each partition, as a reader of committed transactions sees it."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+def open_bus(url: str, *, create: bool = True) -> Bus:
+    """Open the bus that `url` names.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``kafka://host:9092,host2:9092``.
+    create : bool
+        Whether a SQLite file that is missing may be made; a command that only reads passes False.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is of no known kind, or the file is missing and may not be made.
+    BackendError
+        If there is nobody there, within 5 s.
+    """
+    scheme = url.partition("://")[0]
+    if scheme == "sqlite":
+        from core.sqlite_bus import SQLiteBus
+
+        return SQLiteBus(url, create=create)
+    if scheme == "kafka":
+        from core.kafka import KafkaBus
+
+        return KafkaBus(url)
+    raise ConfigError(f"bus.url: {bare_url(url)!r} is no bus; use sqlite:///murmur.db or kafka://host:9092")
+
+
+def read_to_end(
+    bus: Bus, topics: Iterable[str], start: Mapping[TopicPartition, int] | None = None
+) -> Iterator[Message]:
+    """Yield the messages from `start` (default: the beginning) to the end that is there now."""
+    consumer = bus.consumer(topics, start=start)
+    try:
+        while True:
+            done = consumer.at_end()
+            yield from (messages := consumer.poll(0.0 if done else 1.0))
+            if done and not messages:
+                return
+    finally:
+        consumer.close()
+
+
+def lag(bus: Bus, group: str, topics: Iterable[str]) -> int:
+    """Return how many messages a group has not committed yet (compacted ones counted too)."""
+    topics = list(topics)
+    committed = bus.committed(group, topics)
+    return sum(end - committed.get(partition, 0) for partition, end in bus.ends(topics).items())

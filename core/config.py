@@ -1,0 +1,189 @@
+"""The configuration: one model per section of ``config.yaml``, every key optional."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from core.errors import ConfigError
+from core.names import bare_url, digest
+
+FEATURES_VERSION = 1
+"""Raised when a number changes, so that vectors of two versions never meet in a matrix."""
+
+Join = Literal["auto", "id", "filename", "stem", "path"]
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Audio(Section):
+    """What is read, and at which rate it is analysed."""
+
+    sample_rate: Annotated[int, Field(ge=16_000, le=192_000)] = 22_050
+    extensions: tuple[str, ...] = (
+        ".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma",
+    )  # fmt: skip
+
+    @field_validator("extensions")
+    @classmethod
+    def _dotted(cls, extensions: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f".{extension.lower().removeprefix('.')}" for extension in extensions)
+
+
+class Catalogue(Section):
+    """How a CSV row finds its file, and its columns their fields."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+$")
+    join: Join = "auto"
+    key: str | None = None
+    columns: dict[Literal["title", "artist", "album", "genre", "year"], str] = {}
+
+
+class Clustering(Section):
+    """How tracks are grouped."""
+
+    engine: Literal["spark", "sklearn"] = "spark"
+    n_clusters: Annotated[int, Field(ge=1)] | None = None
+    random_state: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    n_init: Annotated[int, Field(ge=1, le=100)] = 10
+    keep_runs: Annotated[int, Field(ge=1)] = 5
+
+
+class Topics(Section):
+    """How topics are named and created."""
+
+    prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
+    partitions: Annotated[int, Field(ge=1, le=1000)] = 1
+    replication: Annotated[int, Field(ge=-1)] = -1
+
+
+class Location(Section):
+    """Where a store or a bus is; may be given as the bare URL."""
+
+    url: str = "sqlite:///murmur.db"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+class Load(Section):
+    """How records are taken from the bus into the store."""
+
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+
+
+class Spark(Section):
+    """How a Spark session is opened."""
+
+    master: str = "local[*]"
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Config(Section):
+    """The whole configuration, as `load_config` returns it."""
+
+    audio: Audio = Audio()
+    catalogue: Catalogue = Catalogue()
+    clustering: Clustering = Clustering()
+    topics: Topics = Topics()
+    store: Location = Location()
+    bus: Location = Location()
+    load: Load = Load()
+    spark: Spark = Spark()
+    workers: Annotated[int, Field(ge=1)] | None = None
+    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    @property
+    def feature_set(self) -> str:
+        """Digest of all settings that change a feature, and of `FEATURES_VERSION`."""
+        return digest(f"{FEATURES_VERSION} {self.audio.sample_rate}".encode())[:12]
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read a YAML file; ``$NAME`` is expanded from the environment.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Default: ``config.yaml`` in the working directory, where there is one.
+
+    Raises
+    ------
+    ConfigError
+        With the dotted key, the value, and what would be right.
+    """
+    import yaml
+
+    file = path or Path("config.yaml")
+    if path is None and not file.exists():
+        return Config()
+    try:
+        tree = yaml.safe_load(file.read_text("utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}; name an existing file with --config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: holds no keys; write lines such as `workers: 2`")
+    return parse_config(tree, where=str(file))
+
+
+def parse_config(tree: dict[str, Any], where: str = "config") -> Config:
+    """Validate a tree of settings; raises `ConfigError` as `load_config` does."""
+    try:
+        return Config.model_validate(_expand(tree, where))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def _expand(tree: Any, where: str) -> Any:
+    if isinstance(tree, dict):
+        return {key: _expand(value, where) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_expand(value, where) for value in tree]
+    return (
+        re.sub(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))", lambda name: _variable(name, where), tree)
+        if isinstance(tree, str)
+        else tree
+    )
+
+
+def _variable(name: re.Match[str], where: str) -> str:
+    value = os.environ.get(variable := name[1] or name[2])
+    if value is None:
+        raise ConfigError(f"{where}: the environment has no variable {variable}; set it, or write its value")
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {_nearest(first['loc'])}"
+    return f"{key}: {_shown(first['input'])} is not valid: {first['msg']}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return {dict: "a mapping", list: "a list"}[type(value)]
+    return repr(bare_url(value) if isinstance(value, str) and "://" in value else value)
+
+
+def _nearest(place: tuple[int | str, ...]) -> str:
+    import difflib
+
+    model: type[BaseModel] = Config
+    for part in place[:-1]:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]  # sections only
+    close = difflib.get_close_matches(str(place[-1]), model.model_fields, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(model.model_fields)}"

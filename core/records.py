@@ -1,0 +1,305 @@
+"""The records that travel: one frozen model each, one JSON form for Kafka, MongoDB and SQLite."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.errors import RecordError
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Features = dict[str, dict[str, list[Finite]]]
+"""Block → statistic → values, so that a number is named wherever it travels."""
+
+
+def next_rev(last: int = 0) -> int:
+    """Return a revision later than `last`: max(UTC time in µs, last + 1)."""
+    return max(time.time_ns() // 1000, last + 1)
+
+
+class Value(BaseModel):
+    """A part of a record. Unknown fields are ignored, so that a later version stays readable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Read the JSON form.
+
+        Raises
+        ------
+        RecordError
+            If `data` is not JSON or does not fit the schema; the text names the first field.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise RecordError(f"not a {cls.__name__}: {_first_problem(error)}") from error
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Self:
+        """Read a stored document; raises `RecordError` as `from_json` does."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise RecordError(f"not a {cls.__name__}: {_first_problem(error)}") from error
+
+    def to_json(self) -> bytes:
+        """Return the JSON form, UTF-8."""
+        return self.model_dump_json().encode()
+
+
+class Record(Value):
+    """A value with a key and a revision, stored in a collection of its own."""
+
+    collection: ClassVar[str]
+    bulky: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a store keeps apart, so that a `scan` without them never reads them."""
+
+    rev: int = Field(ge=0, lt=2**63)
+
+    @property
+    def key(self) -> str:
+        """The Kafka key and the ``_id`` in the store."""
+        raise AttributeError
+
+
+class Source(Value):
+    """The file that a track was read from, and what read it."""
+
+    path: str
+    """Absolute; bytes that are not UTF-8 are percent-escaped."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Modification time, ns since the epoch."""
+    digest: str
+    """Digest of the encoded audio packets: what stays when a file is moved or re-tagged."""
+    row_digest: str | None = None
+    """Digest of the catalogue row that was merged in; None without a row."""
+    codec: str
+    sample_rate: int
+    """Native, Hz."""
+    channels: int
+    decoder: str
+    """Decoding library and its version."""
+    librosa: str
+    """Version of librosa."""
+
+
+class Track(Record):
+    """One recording: metadata, features and where they came from."""
+
+    collection: ClassVar[str] = "tracks"
+    bulky: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    track_id: str = Field(min_length=1)
+    title: str | None = None
+    artist: str | None = None
+    album: str | None = None
+    genre: str | None = None
+    year: int | None = None
+    duration: Finite
+    """Seconds."""
+    extra: dict[str, str] = {}
+    """Further columns of the catalogue."""
+    source: Source
+    copies: list[str] = []
+    """Paths of further files with the same `track_id`."""
+    feature_set: str
+    features: Features
+    flags: list[str] = []
+
+    @property
+    def key(self) -> str:
+        """The `track_id`."""
+        return self.track_id
+
+
+class Failure(Record):
+    """A file that could not be read, and what to do about it."""
+
+    collection: ClassVar[str] = "failures"
+
+    path_digest: str
+    path: str
+    stage: str
+    error: str
+    """Class of the error."""
+    message: str
+    advice: str
+    attempts: int = 1
+    failed_at: str
+    """UTC, ISO 8601."""
+
+    @property
+    def key(self) -> str:
+        """The digest of the path."""
+        return self.path_digest
+
+
+class Group(Value):
+    """One fitted group of the clustering space; every array has one entry per column or component."""
+
+    name: str
+    weight: Finite
+    clip: Finite
+    columns: list[str]
+    """``block.statistic[i]``."""
+    mean: list[Finite]
+    std: list[Finite]
+    """ddof 0; 0 marks a constant column."""
+    pca_mean: list[Finite]
+    """Mean of the clipped columns."""
+    components: list[list[Finite]]
+    """(n_components, n_columns), the largest loading of each positive."""
+    scale: Finite
+    """Divisor that gives the group unit total variance."""
+
+
+class Cluster(Value):
+    """One cluster of a run."""
+
+    cluster_id: str
+    size: int
+    radius: Finite
+    """Median distance of the members to the centre."""
+    centre: list[Finite]
+    """(n_dimensions,) in the fitted space."""
+
+
+class Run(Record):
+    """One clustering. It alone, without Spark, assigns a new track."""
+
+    collection: ClassVar[str] = "runs"
+    bulky: ClassVar[frozenset[str]] = frozenset({"space"})
+
+    run_id: str
+    created_at: str
+    """UTC, ISO 8601."""
+    engine: str
+    feature_set: str
+    random_state: int
+    n_init: int
+    n_clusters: int
+    n_tracks: int
+    input_digest: str
+    """Digest of the sorted (track_id, rev) of the tracks that were clustered."""
+    settings_digest: str
+    """Digest of everything else that decides the result."""
+    space: list[Group]
+    clusters: list[Cluster]
+    metrics: dict[str, Finite]
+    complete: bool = False
+    """True once its assignments are written."""
+
+    @property
+    def key(self) -> str:
+        """The `run_id`."""
+        return self.run_id
+
+
+class RunInForce(Record):
+    """The store's mirror of the key ``current`` of the runs topic."""
+
+    collection: ClassVar[str] = "in_force"
+    current: ClassVar[str] = "current"
+
+    run_id: str
+
+    @property
+    def key(self) -> str:
+        """Always ``current``."""
+        return self.current
+
+
+class Neighbour(Value):
+    """A near track and its score in (0, 1]."""
+
+    track_id: str
+    score: Finite
+
+
+class Assignment(Record):
+    """Where one run put one track."""
+
+    collection: ClassVar[str] = "assignments"
+
+    run_id: str
+    track_id: str
+    track_rev: int
+    cluster_id: str
+    distance: Finite
+    """Euclidean, to the cluster's centre."""
+    score: Finite
+    """1 / (1 + distance / radius of the cluster)."""
+    neighbours: list[Neighbour]
+
+    @property
+    def key(self) -> str:
+        """``<run_id>/<track_id>``: the assignments of a run lie together."""
+        return f"{self.run_id}/{self.track_id}"
+
+
+class NamedNeighbour(Value):
+    """A near track as a subscriber sees it."""
+
+    track_id: str
+    title: str | None = None
+    artist: str | None = None
+    score: Finite
+
+
+class Member(Value):
+    """The value on a cluster topic: what a subscriber can use without our database."""
+
+    track_id: str
+    title: str | None = None
+    artist: str | None = None
+    album: str | None = None
+    genre: str | None = None
+    year: int | None = None
+    duration: Finite
+    extra: dict[str, str] = {}
+    cluster_id: str
+    score: Finite
+    neighbours: list[NamedNeighbour]
+    since_run: str
+    """The run in which the track joined the cluster."""
+
+
+class LedgerEntry(Value):
+    """What was last sent of one track: the value on the ledger topic."""
+
+    track_id: str
+    cluster_id: str
+    since_run: str
+    score: Finite
+    digest: str
+    """Digest of the `Member` without `since_run`."""
+    track_rev: int
+
+
+class PublishedRun(Value):
+    """The value on the runs topic: a `Run` without arrays, paths or settings of servers."""
+
+    run_id: str
+    created_at: str
+    engine: str
+    feature_set: str
+    n_clusters: int
+    n_tracks: int
+    sizes: dict[str, int]
+    """Cluster id → number of members."""
+    metrics: dict[str, Finite]
+    published: bool = False
+    offsets: dict[str, dict[str, int]] = {}
+    """Topic → partition → offset up to which it must be read for a consistent view."""
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]

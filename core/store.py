@@ -1,0 +1,111 @@
+"""The `Store` seam: collections of records, guarded by revision, on SQLite or MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from core.errors import ConfigError
+from core.names import bare_url
+from core.records import Record
+
+Document = dict[str, Any]
+R = TypeVar("R", bound=Record)
+
+
+class Upserted(NamedTuple):
+    """What became of a batch. Records that are neither were stale, which is fine."""
+
+    written: int
+    refused: dict[str, str]
+    """Key → why this store can never take that record."""
+
+
+class Store(Protocol):
+    """Collections of records.
+
+    What is written is durable when the call returns. Every method raises `BackendError`.
+    """
+
+    url: str
+    """Without user info and options: safe to print."""
+
+    def upsert(self, records: Sequence[Record]) -> Upserted:
+        """Write the records whose `rev` is above the stored one, deletion marks included.
+
+        The records are of one kind. The same batch twice is the same as once.
+        """
+
+    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
+        """Mark keys as deleted at a `rev`, guarded as `upsert` is; return how many changed.
+
+        A mark hides the record from every reader, and an older record cannot bring it back.
+        """
+
+    def get(self, kind: type[R], key: str) -> R | None:
+        """Return one record, None where it is missing or deleted."""
+
+    def scan(
+        self,
+        kind: type[Record],
+        *,
+        fields: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        prefix: str = "",
+    ) -> Iterator[Document]:
+        """Stream documents in order of their key, in bounded memory, while others write.
+
+        Parameters
+        ----------
+        kind : type of Record
+            Which collection.
+        fields : sequence of str, optional
+            Top-level fields to return; bulky fields that are left out are never read.
+        where : mapping of str to scalar, optional
+            Top-level fields that must be equal.
+        prefix : str
+            Only keys that start so.
+        """
+
+    def count(self, kind: type[Record], where: Mapping[str, Any] | None = None) -> int:
+        """Return how many records there are, deleted ones left out."""
+
+    def purge(self, kind: type[Record], prefix: str) -> int:
+        """Remove every record whose key starts with `prefix` (not empty) without leaving a mark."""
+
+    def size(self) -> int:
+        """Return the bytes the store takes."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+def open_store(url: str, *, create: bool = True) -> Store:
+    """Open the store that `url` names.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``mongodb://host:27017/database``.
+    create : bool
+        Whether a SQLite file that is missing may be made; a command that only reads passes False.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is of no known kind, or the file is missing and may not be made.
+    BackendError
+        If there is nobody there, within 5 s.
+    """
+    scheme = url.partition("://")[0]
+    if scheme == "sqlite":
+        from core.sqlite_store import SQLiteStore
+
+        return SQLiteStore(url, create=create)
+    if scheme in ("mongodb", "mongodb+srv"):
+        from core.mongodb import MongoStore
+
+        return MongoStore(url)
+    raise ConfigError(
+        f"store.url: {bare_url(url)!r} is no store; use sqlite:///murmur.db or mongodb://host:27017/music"
+    )

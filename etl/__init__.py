@@ -1,0 +1,1 @@
+"""Audio folders and CSV → bus → store: catalogue, extract, load, dead letters."""

@@ -1,0 +1,30 @@
+"""Audio file → feature vector: pure functions on arrays, equal to librosa.
+
+`compute` is the way in; `features.descriptors.DESCRIPTORS` is the table of what it computes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from core.config import Config
+    from features.extraction import Computed
+
+__all__ = ["compute", "warm_up"]
+
+
+def compute(path: Path, config: Config | None = None) -> Computed:
+    """Compute the features of one file; see `features.extraction.compute`."""
+    from features import extraction
+
+    return extraction.compute(path, config)
+
+
+def warm_up(config: Config | None = None) -> None:
+    """Pay for imports, compilation and filterbanks once; see `features.extraction.warm_up`."""
+    from features import extraction
+
+    extraction.warm_up(config)

@@ -1,0 +1,87 @@
+"""The configuration: its file, its defaults, and what it says of a mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.config import Config, load_config, parse_config
+from core.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_documented_file_holds_every_key_with_its_default() -> None:
+    tree = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    assert parse_config(tree) == Config()
+    assert _keys(tree) == _keys(Config().model_dump())
+
+
+def test_without_a_file_everything_is_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config() == Config()
+
+
+def test_a_store_and_a_bus_may_be_bare_urls() -> None:
+    config = parse_config({"store": "mongodb://h/music", "bus": "kafka://h:9092"})
+    assert (config.store.url, config.bus.url) == ("mongodb://h/music", "kafka://h:9092")
+
+
+def test_variables_are_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "a$HOME")
+    assert parse_config({"store": "mongodb://u:${PASSWORD}@h/music"}).store.url == "mongodb://u:a$HOME@h/music"
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"clusterin": {}}, ["clusterin", "did you mean 'clustering'"]),
+        ({"clustering": {"n_cluster": 3}}, ["clustering.n_cluster", "did you mean 'n_clusters'"]),
+        ({"clustering": {"n_clusters": "many"}}, ["clustering.n_clusters", "'many'", "integer"]),
+        ({"audio": {"sample_rate": 8000}}, ["audio.sample_rate", "8000", "16000"]),
+        ({"topics": {"prefix": "a b"}}, ["topics.prefix", "'a b'"]),
+        ({"max_failures": 2}, ["max_failures", "2", "less than or equal to 1"]),
+        ({"spark": {"master": "$NO_SUCH_NAME"}}, ["NO_SUCH_NAME", "environment"]),
+        ({"store": {"url": ["mongodb://u:secret@h"]}}, ["store.url"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key_and_value(tree: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree)
+    assert "\n" not in str(caught.value)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_password_is_not_printed() -> None:
+    for tree in ({"store": {"url": ["mongodb://u:secret@h"]}}, {"stor": "mongodb://u:secret@h"}):
+        with pytest.raises(ConfigError) as caught:
+            parse_config(tree)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "\t: x", b"a: \xff"])
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_feature_set_follows_from_what_changes_a_feature() -> None:
+    rate = parse_config({"audio": {"sample_rate": 44100}})
+    workers = parse_config({"workers": 3, "audio": {"extensions": ["MP3"]}})
+    assert rate.feature_set != Config().feature_set == workers.feature_set
+    assert workers.audio.extensions == (".mp3",)
+
+
+def _keys(tree: Any, place: str = "") -> set[str]:
+    if not isinstance(tree, dict) or not tree:
+        return {place}
+    return set().union(*(_keys(value, f"{place}.{key}") for key, value in tree.items()))

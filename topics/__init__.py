@@ -1,0 +1,1 @@
+"""What a subscriber meets: publishing to the cluster topics and reading them."""
