@@ -1,0 +1,259 @@
+"""The bus in one SQLite file: a topic has one partition, a group one active member at a time.
+
+A transaction is kept in memory and written at its commit. A compacted topic drops the former
+value of a key as the next one is written. The other members of a group wait for a lease, which
+the system frees when its holder dies.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import orjson
+
+from core.bus import Headers, Message, Offsets, Topic, TopicPartition
+from core.errors import BackendError, FencedError
+from core.names import digest
+from core.sqlite import Database
+
+SCHEMA = {
+    "topics": """CREATE TABLE topics (
+        topic_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, cleanup TEXT NOT NULL, next INTEGER NOT NULL)""",
+    "messages": """CREATE TABLE messages (
+        topic_id INTEGER NOT NULL, offset INTEGER NOT NULL, timestamp INTEGER NOT NULL,
+        key BLOB, headers TEXT NOT NULL, value BLOB)""",
+    "messages_offset": "CREATE UNIQUE INDEX messages_offset ON messages (topic_id, offset)",
+    "messages_key": "CREATE INDEX messages_key ON messages (topic_id, key)",
+    "offsets": """CREATE TABLE offsets (
+        group_id TEXT NOT NULL, topic_id INTEGER NOT NULL, next INTEGER NOT NULL, PRIMARY KEY (group_id, topic_id))""",
+    "producers": "CREATE TABLE producers (transactional_id TEXT PRIMARY KEY, epoch INTEGER NOT NULL)",
+}
+BUFFER_BYTES = 8 << 20
+"""What a producer holds before it writes by itself, outside a transaction."""
+POLL_SECONDS = 0.02
+
+Unwritten = tuple[str, bytes | None, bytes | None, Headers, int]
+
+
+class SQLiteBus:
+    """`Bus` on SQLite; its promises are in `core.bus.Bus`."""
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        self.url = url
+        self._database = Database(url, SCHEMA, create=create)
+
+    def create_topics(self, topics: Iterable[Topic]) -> None:
+        """Create those that do not exist yet."""
+        there = set(self.topics())
+        missing = [(topic.name, topic.cleanup) for topic in topics if topic.name not in there]
+        if missing:
+            with self._database.write() as connection:
+                connection.executemany("INSERT OR IGNORE INTO topics (name, cleanup, next) VALUES (?, ?, 0)", missing)
+
+    def topics(self) -> list[str]:
+        """Return the names of the existing topics, sorted."""
+        return [name for (name,) in self._database.read("SELECT name FROM topics ORDER BY name")]
+
+    def producer(self, transactional_id: str | None = None) -> SQLiteProducer:
+        """Open a producer."""
+        return SQLiteProducer(self._database, transactional_id)
+
+    def consumer(
+        self, topics: Iterable[str], *, group: str | None = None, start: Mapping[TopicPartition, int] | None = None
+    ) -> SQLiteConsumer:
+        """Open a consumer."""
+        return SQLiteConsumer(self._database, list(topics), group, start or {})
+
+    def committed(self, group: str, topics: Iterable[str]) -> Offsets:
+        """Return the committed offsets of a group."""
+        return _committed(self._database, group, topics)
+
+    def ends(self, topics: Iterable[str]) -> Offsets:
+        """Return the end of each topic."""
+        return {TopicPartition(name, 0): _topic(self._database, name)[2] for name in topics}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+class SQLiteProducer:
+    """`Producer` on SQLite."""
+
+    def __init__(self, database: Database, transactional_id: str | None) -> None:
+        self._database = database
+        self._id = transactional_id
+        self._cleanup: dict[str, str] = {}
+        self._buffer: list[Unwritten] = []
+        self._bytes = 0
+        self._in_transaction = False
+        self._epoch = self._take_over() if transactional_id else 0
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        """Hand over a message."""
+        if topic not in self._cleanup:
+            self._cleanup[topic] = _topic(self._database, topic)[1]
+        if key is None and self._cleanup[topic] == "compact":
+            raise BackendError(f"{topic}: a compacted topic takes no message without a key")
+        self._buffer.append((topic, key, value, headers, time.time_ns() // 1_000_000))
+        self._bytes += len(value or b"")
+        if self._bytes > BUFFER_BYTES and not self._in_transaction:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was sent, unless a transaction is open: its end writes it."""
+        if self._in_transaction or not self._buffer:
+            return
+        messages, self._buffer, self._bytes = self._buffer, [], 0
+        with self._database.write() as connection:
+            self._check_epoch(connection)
+            for message in messages:
+                _append(connection, *message)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all that is sent inside at its end, or nothing."""
+        if self._id is None:
+            raise BackendError("a transaction needs a producer with a transactional_id")
+        self.flush()
+        self._in_transaction = True
+        try:
+            yield
+        except BaseException:
+            self._buffer, self._bytes = [], 0
+            raise
+        finally:
+            self._in_transaction = False
+        self.flush()
+
+    def close(self) -> None:
+        """Forget what was not flushed."""
+        self._buffer = []
+
+    def _take_over(self) -> int:
+        with self._database.write() as connection:
+            statement = """INSERT INTO producers VALUES (?, 1)
+                ON CONFLICT DO UPDATE SET epoch = epoch + 1 RETURNING epoch"""
+            return int(connection.execute(statement, (self._id,)).fetchone()[0])
+
+    def _check_epoch(self, connection: sqlite3.Connection) -> None:
+        if self._id is None:
+            return
+        statement = "SELECT epoch FROM producers WHERE transactional_id = ?"
+        if connection.execute(statement, (self._id,)).fetchone()[0] != self._epoch:
+            raise FencedError(f"{self._id}: another producer took over; this one stops")
+
+
+class SQLiteConsumer:
+    """`Consumer` on SQLite."""
+
+    def __init__(
+        self, database: Database, topics: list[str], group: str | None, start: Mapping[TopicPartition, int]
+    ) -> None:
+        self._database = database
+        self._topics = {name: _topic(database, name)[0] for name in topics}
+        self._group = group
+        self._lease: int | None = None
+        self._position: dict[str, int] | None = None
+        self._ends: dict[str, int] = {}
+        if group is None:
+            self._begin({TopicPartition(name, 0): start.get(TopicPartition(name, 0), 0) for name in topics})
+
+    def poll(self, timeout: float = 1.0, max_records: int = 500) -> list[Message]:
+        """Return the next messages, topic after topic."""
+        deadline = time.monotonic() + timeout
+        seen = -1
+        while True:
+            if self._is_active() and seen != (version := self._database.version()):
+                seen = version
+                if messages := self._next(max_records):
+                    return messages
+            if (left := deadline - time.monotonic()) <= 0:
+                return []
+            time.sleep(min(POLL_SECONDS, left))
+
+    def commit(self) -> None:
+        """Persist the position for the group."""
+        if self._group is None:
+            raise BackendError("a consumer without a group has nothing to commit to")
+        if self._position is None:
+            return
+        rows = [(self._group, self._topics[name], offset) for name, offset in self._position.items()]
+        with self._database.write() as connection:
+            connection.executemany("INSERT OR REPLACE INTO offsets VALUES (?, ?, ?)", rows)
+
+    def at_end(self) -> bool:
+        """Return whether every position has reached the end seen when reading began."""
+        position = self._position
+        return position is not None and all(position[name] >= end for name, end in self._ends.items())
+
+    def close(self) -> None:
+        """Free the lease of the group."""
+        if self._lease is not None:
+            os.close(self._lease)
+            self._lease = None
+        self._position = None
+
+    def _is_active(self) -> bool:
+        if self._position is None and self._group is not None:
+            self._lease = self._database.lease(f"group-{digest(self._group.encode())[:12]}")
+            if self._lease is not None:
+                self._begin(_committed(self._database, self._group, self._topics))
+        return self._position is not None
+
+    def _begin(self, start: Offsets) -> None:
+        self._position = {name: start.get(TopicPartition(name, 0), 0) for name in self._topics}
+        self._ends = {name: _topic(self._database, name)[2] for name in self._topics}
+
+    def _next(self, max_records: int) -> list[Message]:
+        position = self._position or {}
+        messages: list[Message] = []
+        for name, topic_id in self._topics.items():
+            rows = self._database.read(
+                """SELECT offset, key, value, headers, timestamp FROM messages
+                WHERE topic_id = ? AND offset >= ? ORDER BY offset LIMIT ?""",
+                (topic_id, position[name], max_records - len(messages)),
+            )
+            messages += [_message(name, *row) for row in rows]
+            if rows:
+                position[name] = rows[-1][0] + 1
+        return messages
+
+
+def _append(
+    connection: sqlite3.Connection, topic: str, key: bytes | None, value: bytes | None, headers: Headers, timestamp: int
+) -> None:
+    statement = "UPDATE topics SET next = next + 1 WHERE name = ? RETURNING topic_id, cleanup, next - 1"
+    topic_id, cleanup, offset = connection.execute(statement, (topic,)).fetchone()
+    if cleanup == "compact":
+        connection.execute("DELETE FROM messages WHERE topic_id = ? AND key = ?", (topic_id, key))
+    texts = orjson.dumps([[name, data.decode("latin-1")] for name, data in headers]).decode()
+    connection.execute(
+        "INSERT INTO messages (topic_id, offset, timestamp, key, headers, value) VALUES (?, ?, ?, ?, ?, ?)",
+        (topic_id, offset, timestamp, key, texts, value),
+    )
+
+
+def _message(topic: str, offset: int, key: bytes | None, value: bytes | None, headers: str, timestamp: int) -> Message:
+    pairs = tuple((name, text.encode("latin-1")) for name, text in orjson.loads(headers))
+    return Message(topic, 0, offset, key, value, pairs, timestamp)
+
+
+def _topic(database: Database, name: str) -> tuple[int, str, int]:
+    rows = database.read("SELECT topic_id, cleanup, next FROM topics WHERE name = ?", (name,))
+    if not rows:
+        raise BackendError(f"{database.path}: no topic {name}")
+    return rows[0][0], rows[0][1], rows[0][2]
+
+
+def _committed(database: Database, group: str, topics: Iterable[str]) -> Offsets:
+    rows = dict(
+        database.read(
+            "SELECT name, offsets.next FROM offsets JOIN topics USING (topic_id) WHERE group_id = ?", (group,)
+        )
+    )
+    return {TopicPartition(name, 0): rows[name] for name in topics if name in rows}
