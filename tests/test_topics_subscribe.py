@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from topics_library import World, add_run, opened, settings
+
+from core.errors import ConfigError
+from core.names import Names
+from topics.subscribe import members, news
+
+FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02"}
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    url = str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
+    with opened(settings(tmp_path, url)) as world:
+        yield world
+
+
+def publish(world: World, clusters: dict[str, str]) -> None:
+    add_run(world.store, clusters)
+    world.publish()
+
+
+def new_to(world: World, group: str) -> list[tuple[str, bool]]:
+    """Return track_id and whether it is there, for all that is new to a group."""
+    return sorted((new.track_id, new.member is not None) for new in news(world.bus, world.names, "c01", group))
+
+
+def test_members_are_those_that_the_cluster_has_now(world: World) -> None:
+    publish(world, FIRST)
+    publish(world, FIRST | {"a": "c02"})
+    found = members(world.bus, world.names, "c01")
+    assert sorted(found) == ["b", "c"]
+    assert found["b"].title == "Title of b"
+
+
+def test_a_cluster_that_ended_has_no_members(world: World) -> None:
+    publish(world, FIRST)
+    publish(world, dict.fromkeys(FIRST, "c01"))
+    assert members(world.bus, world.names, "c02") == {}
+
+
+@pytest.mark.parametrize("unknown", ["c99", "", "c01.tracks", "../c01"])
+def test_an_unknown_cluster_is_answered_with_those_there_are(world: World, unknown: str) -> None:
+    publish(world, FIRST)
+    with pytest.raises(ConfigError, match="c01, c02"):
+        members(world.bus, world.names, unknown)
+    with pytest.raises(ConfigError, match="c01, c02"):
+        news(world.bus, world.names, unknown, "player")
+
+
+def test_before_the_first_publication_the_error_names_the_command(world: World) -> None:
+    with pytest.raises(ConfigError, match="murmur publish"):
+        members(world.bus, world.names, "c01")
+
+
+def test_a_value_that_is_no_member_is_skipped_with_a_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    publish(world, FIRST)
+    producer = world.bus.producer()
+    topic = world.names.cluster("c01")
+    for key, value in ((b"x", b"{not json"), (b"y", b'{"track_id": "y"}'), (b"\xff", b"{}"), (b"z", b"")):
+        producer.send(topic, key, value)
+    producer.flush()
+    producer.close()
+    assert sorted(members(world.bus, world.names, "c01")) == ["a", "b", "c"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "topics.fold"]
+    assert len(warnings) == 4
+    assert all(topic in warning and "offset" in warning for warning in warnings)
+
+
+class TestNews:
+    def test_a_new_group_gets_every_member(self, world: World) -> None:
+        publish(world, FIRST)
+        assert new_to(world, "player") == [("a", True), ("b", True), ("c", True)]
+
+    def test_a_group_gets_afterwards_only_what_joined_changed_or_left(self, world: World) -> None:
+        publish(world, FIRST)
+        new_to(world, "player")
+        assert new_to(world, "player") == []
+        publish(world, FIRST | {"a": "c02", "d": "c01"})
+        assert ("a", False) in (found := new_to(world, "player"))
+        assert ("d", True) in found
+        assert new_to(world, "player") == []
+
+    def test_groups_are_independent(self, world: World) -> None:
+        publish(world, FIRST)
+        assert new_to(world, "one") == new_to(world, "two")
+
+    def test_what_a_caller_has_not_finished_is_delivered_again(self, world: World) -> None:
+        publish(world, FIRST)
+        stopped = news(world.bus, world.names, "c01", "player")
+        next(stopped)
+        stopped.close()
+        assert len(new_to(world, "player")) == 3
+
+    def test_what_a_caller_has_finished_is_committed_with_nothing_left_to_read(self, world: World) -> None:
+        publish(world, FIRST)
+        new_to(world, "player")
+        topic = world.names.cluster("c01")
+        ends = {place: end for place, end in world.bus.ends([topic]).items() if end}
+        committed = world.bus.committed(f"{world.names.prefix}player", [topic])
+        assert {place: committed[place] for place in ends} == ends
+
+
+def test_prefixes_keep_two_installations_on_one_bus_apart(world: World) -> None:
+    publish(world, FIRST)
+    with pytest.raises(ConfigError):
+        members(world.bus, Names(f"{world.names.prefix}other."), "c01")
