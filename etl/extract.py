@@ -1,0 +1,282 @@
+"""The job `extract`: audio files and a catalogue → tracks and failures on the bus."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.bus import Bus
+from core.config import Config
+from core.jobs import Progress, Report, Watch, ignore
+from core.records import Source, Track, next_rev
+from core.store import Store
+from etl.catalogue import Matches, match, read_catalogue
+from etl.folders import AudioFile, Walk, walk
+from etl.known import Known, read_known, with_features
+from etl.messages import create_topics
+from etl.metadata import Metadata, read_tags
+from etl.outbox import Outbox
+from etl.plan import Draft, Plan, is_inside, known_digests, plan
+from etl.pool import Task, Trouble, default_workers, run_tasks
+
+if TYPE_CHECKING:
+    from features.extraction import Computed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport(Report):
+    """What an extraction did: `read`, `unchanged` and `failed` count files, `sent` messages."""
+
+    tried: int = 0
+    """Files that were opened, without those that failed as they had failed before."""
+    computed: int = 0
+    """Files whose features were computed."""
+    known_failures: int = 0
+    """Files that failed as they had failed before; not among `failed`."""
+    copies: int = 0
+    """Files that hold the same as another one."""
+    deleted: int = 0
+    """Tracks whose files hold something else now."""
+    gone: int = 0
+    """Tracks whose files are no longer in the folder; they are kept."""
+    unreadable: int = 0
+    """Folders and links that could not be followed."""
+    rows_without_file: int = 0
+    files_without_row: int = 0
+    repeated_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a worker does at once: the tracks that need the same features."""
+
+    drafts: tuple[Draft, ...]
+    donor: Track | None
+    """Has the features; None: they are to be computed."""
+    config: Config
+
+
+def run(
+    config: Config,
+    audio_dir: Path,
+    *,
+    metadata: Path | None = None,
+    store: Store,
+    bus: Bus,
+    progress: Watch = ignore,
+) -> ExtractReport:
+    """Bring the bus up to date with a folder of audio and its catalogue.
+
+    Reads the folder, the catalogue, and what is known: messages that are not loaded yet, and the store. Sends a `Track`
+    for each recording that is new or has changed, a `Failure` for each file that cannot be read, and tombstones for
+    tracks whose files hold something else now and for failures that are mended. Features are computed only where no
+    track has the same audio. Run again it sends nothing; stopped anywhere, the next run goes on from there.
+
+    Parameters
+    ----------
+    config : Config
+        Sections `audio`, `catalogue` and `topics`, and `workers`.
+    audio_dir : Path
+        The folder.
+    metadata : Path, optional
+        The catalogue, a CSV.
+    store, bus
+        Where the job reads what is known; it writes to the bus.
+    progress : callable
+        Told how many changed files were identified, then how many tracks were extracted.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is missing or without audio, or the catalogue cannot be used.
+    BackendError
+        If the store or the bus fails.
+    """
+    started = time.monotonic()
+    found = walk(audio_dir, config.audio.extensions)
+    matches = match(read_catalogue(metadata, config.catalogue), found.files, found.root) if metadata else Matches()
+    _warn(found, matches)
+    names = create_topics(bus, config)
+    known = read_known(names, store=store, bus=bus)
+    digests = known_digests(found.files, known.tracks)
+    changed = [file for file in found.files if file.path not in digests]
+    outbox = Outbox(bus.producer(), names, known.failures)
+    try:
+        digests |= _identify(changed, config, outbox, progress)
+        todo = plan(found, matches.rows, digests, known.tracks, config.feature_set)
+        donors = with_features(
+            known, {draft.donor for draft in todo.drafts if draft.donor}, names, store=store, bus=bus
+        )
+        computed = _extract(_works(todo.drafts, donors, config), todo, config, outbox, progress)
+        deleted = _clear(todo, found, known, outbox)
+    finally:
+        outbox.close()
+    report = ExtractReport(
+        read=len(found.files),
+        unchanged=len(todo.unchanged),
+        failed=len(outbox.failed),
+        sent=outbox.sent,
+        seconds=time.monotonic() - started,
+        tried=len({file.path for file in changed}.union(computed, outbox.failed) - outbox.failed_again),
+        computed=len(computed - outbox.failed - outbox.failed_again),
+        known_failures=len(outbox.failed_again),
+        copies=todo.copies,
+        deleted=deleted,
+        gone=len(todo.gone),
+        unreadable=len(found.unreadable),
+        rows_without_file=len(matches.rows_without_file),
+        files_without_row=len(matches.files_without_row),
+        repeated_rows=len(matches.repeated),
+    )
+    log.info("%s: %s", found.root, report)
+    return report
+
+
+def identify(path: str) -> str:
+    """Return the digest of a file's audio packets; runs in a worker."""
+    from features.identity import packets_digest
+
+    return packets_digest(Path(path))
+
+
+def describe(work: Work) -> list[Track]:
+    """Return the tracks of one piece of work, whole; runs in a worker."""
+    import features
+
+    sound = work.donor or features.compute(Path(work.drafts[0].file.real), work.config)
+    return [_track(draft, sound, work.config.feature_set) for draft in work.drafts]
+
+
+def _warm_up(config: Config) -> None:
+    import features
+
+    features.warm_up(config)
+
+
+def _identify(files: Sequence[AudioFile], config: Config, outbox: Outbox, progress: Watch) -> dict[str, str]:
+    """Return the packets' digests of files that are new or have changed, by path."""
+    tasks = [Task(file, file.real, _time_limit(file)) for file in files]
+    digests = {}
+    with closing(run_tasks(identify, tasks, workers=_workers(config, len(tasks)), stage="read")) as results:
+        for done, (file, result) in enumerate(results, 1):
+            if isinstance(result, Trouble):
+                outbox.failure(file.path, result)
+            else:
+                digests[file.path] = result
+            progress(Progress("identify", done, len(files), len(outbox.failed) + len(outbox.failed_again)))
+    return digests
+
+
+def _works(drafts: Sequence[Draft], donors: Iterator[Track], config: Config) -> Iterator[Work]:
+    """Give each draft its donor; without one, drafts of the same audio go together."""
+    waiting: dict[str | None, list[Draft]] = {}
+    for draft in drafts:
+        waiting.setdefault(draft.donor, []).append(draft)
+    for donor in donors:
+        yield Work(tuple(waiting.pop(donor.track_id)), donor, config)
+    without: dict[str, list[Draft]] = {}
+    for draft in chain.from_iterable(waiting.values()):
+        without.setdefault(draft.digest, []).append(draft)
+    for same_audio in without.values():
+        yield Work(tuple(same_audio), None, config)
+
+
+def _extract(works: Iterator[Work], todo: Plan, config: Config, outbox: Outbox, progress: Watch) -> set[str]:
+    """Send the tracks of every piece of work; return the files that were computed, or failed at it."""
+    tasks = (Task(work, work, _time_limit(work.drafts[0].file)) for work in works)
+    prepare = partial(_warm_up, config) if any(draft.donor is None for draft in todo.drafts) else None
+    workers = _workers(config, len(todo.drafts))
+    computed: set[str] = set()
+    done = 0
+    with closing(run_tasks(describe, tasks, workers=workers, stage="describe", prepare=prepare)) as results:
+        for work, result in results:
+            if work.donor is None:
+                computed.add(work.drafts[0].file.path)
+            if isinstance(result, Trouble):
+                for draft in work.drafts:
+                    outbox.failure(draft.file.path, result)
+            else:
+                for track in result:
+                    outbox.track(track)
+            done += len(work.drafts)
+            progress(Progress("extract", done, len(todo.drafts), len(outbox.failed) + len(outbox.failed_again)))
+    return computed
+
+
+def _clear(todo: Plan, found: Walk, known: Known, outbox: Outbox) -> int:
+    """Send the end of failures that are mended and of tracks that were replaced; return how many of these."""
+    walked = {file.path for file in found.files}
+    failures = [failure.path for failure in known.failures.values() if is_inside(failure.path, found.root)]
+    for path in (*todo.unchanged, *(path for path in failures if path not in walked)):
+        outbox.mended(path)
+    lost = [track for track in todo.lost if not track.paths <= outbox.failed | outbox.failed_again]
+    for track in lost:
+        outbox.delete(track.track_id, track.rev)
+    return len(lost)
+
+
+def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
+    heard = sound.source if isinstance(sound, Track) else sound
+    if isinstance(sound, Track) and draft.keeps_metadata:
+        known = Metadata(sound.title, sound.artist, sound.album, sound.genre, sound.year, sound.extra)
+        row_digest = sound.source.row_digest
+    else:
+        known = (draft.row.metadata if draft.row else Metadata()).fill_gaps(read_tags(draft.file.real))
+        row_digest = draft.row.digest if draft.row else None
+    return Track(
+        track_id=draft.track_id,
+        rev=next_rev(draft.rev),
+        title=known.title,
+        artist=known.artist,
+        album=known.album,
+        genre=known.genre,
+        year=known.year,
+        extra=known.extra,
+        duration=sound.duration,
+        source=Source(
+            path=draft.file.path,
+            size=draft.file.size,
+            mtime_ns=draft.file.mtime_ns,
+            digest=draft.digest,
+            row_digest=row_digest,
+            codec=heard.codec,
+            sample_rate=heard.sample_rate,
+            channels=heard.channels,
+            decoder=heard.decoder,
+            librosa=heard.librosa,
+        ),
+        copies=list(draft.copies),
+        feature_set=feature_set,
+        features=sound.features,
+        flags=sound.flags,
+    )
+
+
+def _time_limit(file: AudioFile) -> float:
+    """Return how long a worker may take, s: slower than real time at 400 kbit/s is a hang."""
+    return 60 + file.size / 50_000
+
+
+def _workers(config: Config, n_tasks: int) -> int:
+    return max(1, min(config.workers or default_workers(), n_tasks))
+
+
+def _warn(found: Walk, matches: Matches) -> None:
+    for what, names in {
+        "folders and links that cannot be followed": found.unreadable,
+        "rows of the catalogue without a file": matches.rows_without_file,
+        "files without a row in the catalogue": matches.files_without_row,
+        "names or ids in more than one row of the catalogue, of which the first counts": matches.repeated,
+        "rows of the catalogue that fit more than one file; join by path to tell them apart": matches.shared,
+    }.items():
+        if names:
+            log.warning("%s: %d (%s%s)", what, len(names), ", ".join(names[:3]), ", …" if len(names) > 3 else "")

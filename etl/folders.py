@@ -1,0 +1,112 @@
+"""Folders of audio: which files there are, as the file system shows them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import ConfigError
+from core.names import path_text
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFile:
+    """A file as the file system shows it, not opened."""
+
+    path: str
+    """Absolute, as it is stored: bytes that are not UTF-8 are percent-escaped."""
+    real: str
+    """Absolute, as it is opened."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Modification time, ns since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a walk found."""
+
+    root: str
+    """Absolute path of the folder, as it is stored."""
+    files: list[AudioFile]
+    """In order of their paths."""
+    unreadable: list[str]
+    """Folders and links that could not be followed, each with the reason."""
+
+
+def walk(audio_dir: Path, extensions: tuple[str, ...]) -> Walk:
+    """Find the audio files in a folder and the folders below it.
+
+    Hidden files and folders are left out. Links are followed, but every folder is entered once, by
+    its own name where it has one in here: so loops of links end.
+
+    Parameters
+    ----------
+    audio_dir : Path
+        The folder.
+    extensions : tuple of str
+        Lower case, with the dot.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder, or no audio in it.
+    """
+    root = os.path.abspath(audio_dir)  # noqa: PTH100  # resolve() would follow links: paths stay as they were typed
+    if not Path(root).is_dir():
+        what = "is a file; name the folder that holds it" if Path(root).exists() else "no such folder"
+        raise ConfigError(f"{path_text(audio_dir)}: {what}")
+    found = Walk(path_text(root), [], [])
+    entered: set[tuple[int, int]] = set()
+    pending = deque([root])
+    while pending:
+        for entry in _entries(pending.pop(), entered, found.unreadable):
+            with _noting(found.unreadable):
+                if entry.is_dir():
+                    (pending.appendleft if entry.is_symlink() else pending.append)(entry.path)
+                elif entry.name.lower().endswith(extensions) and stat.S_ISREG(entry.stat().st_mode):
+                    found.files.append(_audio_file(entry.path, entry.stat()))
+    if not found.files:
+        skipped = f"; not readable: {found.unreadable[0]}" if found.unreadable else ""
+        raise ConfigError(
+            f"{found.root}: no audio in it; looked for {' '.join(extensions)} (audio.extensions){skipped}"
+        )
+    found.files.sort(key=lambda file: file.path)
+    return found
+
+
+def look(path: str) -> AudioFile | None:
+    """Return the file at a stored path, None if there is none."""
+    try:
+        return _audio_file(path, Path(path).stat())
+    except OSError:
+        return None
+
+
+def _entries(folder: str, entered: set[tuple[int, int]], unreadable: list[str]) -> list[os.DirEntry[str]]:
+    """List a folder in order of names, without hidden entries; nothing if it was entered before."""
+    with _noting(unreadable):
+        status = Path(folder).stat()
+        if (place := (status.st_dev, status.st_ino)) not in entered:
+            entered.add(place)
+            with os.scandir(folder) as entries:
+                return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+    return []
+
+
+@contextmanager
+def _noting(unreadable: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        unreadable.append(f"{path_text(error.filename)}: {error.strerror}")
+
+
+def _audio_file(path: str, status: os.stat_result) -> AudioFile:
+    return AudioFile(path_text(path), path, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,109 @@
+"""What is known of files from earlier runs: sent but not loaded yet, or in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from pydantic import Field
+
+from core.bus import Bus, Offsets, read_to_end
+from core.errors import RecordError
+from core.names import Names
+from core.records import Failure, Record, Track, Value
+from core.store import Store
+from etl.messages import decode
+
+R = TypeVar("R", bound=Record)
+
+
+class KnownSource(Value):
+    """The part of a `Source` that tells whether its file has changed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str
+    row_digest: str | None = None
+
+
+class KnownTrack(Record):
+    """The part of a `Track` that tells whether it has changed: without `features`."""
+
+    collection: ClassVar[str] = Track.collection
+
+    track_id: str
+    feature_set: str
+    source: KnownSource
+    copies: list[str] = Field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The `track_id`."""
+        return self.track_id
+
+    @property
+    def paths(self) -> list[str]:
+        """The source and the copies."""
+        return [self.source.path, *self.copies]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The latest of everything."""
+
+    tracks: dict[str, KnownTrack]
+    """By `track_id`."""
+    failures: dict[str, Failure]
+    """By path digest."""
+    unloaded: set[str]
+    """The tracks whose latest version only the topic has."""
+    start: Offsets
+    """Where the topics go on beyond what is loaded."""
+
+
+def read_known(names: Names, *, store: Store, bus: Bus) -> Known:
+    """Read what is known: first what the loader has committed, then the topics beyond it, then the store.
+
+    In this order nothing is missed while a loader runs: what it has committed is in the store.
+    """
+    start = bus.committed(names.load_group, [names.tracks, names.failed])
+    tracks, unloaded = _latest(KnownTrack, names.tracks, start, store, bus)
+    failures, _ = _latest(Failure, names.failed, start, store, bus)
+    return Known(tracks, failures, unloaded, start)
+
+
+def with_features(known: Known, track_ids: Iterable[str], names: Names, *, store: Store, bus: Bus) -> Iterator[Track]:
+    """Yield whole tracks, in any order; those that have changed since `known` was read are left out."""
+    wanted = {track_id: known.tracks[track_id] for track_id in track_ids}
+    if not known.unloaded.isdisjoint(wanted):
+        for message in read_to_end(bus, [names.tracks], known.start):
+            before = wanted.get((message.key or b"").decode("utf-8", "replace"))
+            with suppress(RecordError):
+                track = decode(Track, message).record if before and message.value else None
+                if track and before and track.rev == before.rev:
+                    del wanted[track.track_id]
+                    yield track
+    for before in wanted.values():
+        track = store.get(Track, before.track_id)
+        if track and track.rev == before.rev:
+            yield track
+
+
+def _latest(kind: type[R], topic: str, start: Offsets, store: Store, bus: Bus) -> tuple[dict[str, R], set[str]]:
+    """Return the latest record of each key, deleted ones left out, and the keys that are not loaded yet."""
+    latest: dict[str, tuple[int, R | None]] = {}
+    for message in read_to_end(bus, [topic], start):
+        with suppress(RecordError):  # `load` makes a dead letter of it
+            key, rev, record = decode(kind, message)
+            if rev > latest.get(key, (-1, None))[0]:
+                latest[key] = rev, record
+    unloaded = set(latest)
+    for document in store.scan(kind, fields=list(kind.model_fields)):
+        record = kind.from_document(document)
+        if record.rev >= latest.get(record.key, (-1, None))[0]:
+            latest[record.key] = record.rev, record
+            unloaded.discard(record.key)
+    return {key: record for key, (_, record) in latest.items() if record}, unloaded

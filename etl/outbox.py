@@ -1,0 +1,96 @@
+"""What an extraction sends, and what it need not send again."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from core.bus import Producer
+from core.names import Names, path_digest, utc_now
+from core.records import Failure, Track, next_rev
+from etl.messages import send, send_tombstone
+from etl.pool import Trouble
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 1.0
+"""How much finished work a killed run may lose."""
+
+
+class Outbox:
+    """Sends what was found, and flushes every second.
+
+    Parameters
+    ----------
+    producer : Producer
+        Closed by `close`.
+    names : Names
+        The topics.
+    failures : dict of str to Failure
+        The failures that are known, by path digest.
+    """
+
+    def __init__(self, producer: Producer, names: Names, failures: dict[str, Failure]) -> None:
+        self.sent = 0
+        self.failed: set[str] = set()
+        """Paths of files that failed for the first time, or in a new way."""
+        self.failed_again: set[str] = set()
+        """Paths of files that failed as they had failed before."""
+        self._producer = producer
+        self._names = names
+        self._failures = dict(failures)
+        self._flushed = time.monotonic()
+
+    def track(self, track: Track) -> None:
+        """Send a track, and the end of what failures its files had."""
+        send(self._producer, self._names.tracks, track)
+        log.debug("%s: %s", track.track_id, track.source.path)
+        self._count()
+        for path in (track.source.path, *track.copies):
+            self.mended(path)
+
+    def delete(self, track_id: str, rev: int) -> None:
+        """Send the tombstone of a track whose latest revision is `rev`."""
+        send_tombstone(self._producer, self._names.tracks, Track, track_id, next_rev(rev))
+        self._count()
+
+    def failure(self, path: str, trouble: Trouble) -> None:
+        """Send a failure, unless it is known."""
+        key = path_digest(path)
+        before = self._failures.get(key)
+        if before and (before.stage, before.error, before.message) == (trouble.stage, trouble.error, trouble.message):
+            self.failed_again.add(path)
+            return
+        self.failed.add(path)
+        failure = Failure(
+            rev=next_rev(before.rev if before else 0),
+            path_digest=key,
+            path=path,
+            stage=trouble.stage,
+            error=trouble.error,
+            message=trouble.message,
+            advice=trouble.advice,
+            attempts=before.attempts + 1 if before else 1,
+            failed_at=utc_now(),
+        )
+        send(self._producer, self._names.failed, failure)
+        self._count()
+
+    def mended(self, path: str) -> None:
+        """Send the tombstone of a file's failure, if it had one."""
+        if failure := self._failures.pop(path_digest(path), None):
+            send_tombstone(self._producer, self._names.failed, Failure, failure.key, next_rev(failure.rev))
+            self._count()
+
+    def close(self) -> None:
+        """Flush, and close the producer."""
+        try:
+            self._producer.flush()
+        finally:
+            self._producer.close()
+
+    def _count(self) -> None:
+        self.sent += 1
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._producer.flush()
+            self._flushed = time.monotonic()

@@ -1,0 +1,117 @@
+"""A small folder of synthesised audio, and the embedded store and bus, for the tests of the jobs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from core import open_bus, open_store
+from core.bus import Bus, Message, read_to_end
+from core.config import Config
+from core.jobs import Report, Watch, ignore
+from core.names import Names
+from core.records import Failure, Track
+from core.store import Store
+from etl import extract, load
+from etl.extract import ExtractReport
+from etl.failures import failures
+
+CONFIG = Config(workers=1)
+NAMES = Names()
+
+
+def tone(path: Path, frequency: float, *, seconds: float = 0.5, **tags: str) -> None:
+    """Write a sine with a little noise at 22,050 Hz; the same arguments give the same audio packets."""
+    time = np.arange(int(22_050 * seconds)) / 22_050
+    y = 0.4 * np.sin(2 * np.pi * frequency * time) + 0.01 * np.random.default_rng(0).normal(size=len(time))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with soundfile.SoundFile(path, "w", 22_050, 1, format=path.suffix[1:].upper()) as file:
+        for name, text in tags.items():
+            setattr(file, name, text)
+        file.write(y)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A folder with `audio`, `tracks.csv`, and `murmur.db` for store and bus unless they are elsewhere."""
+
+    folder: Path
+    config: Config = CONFIG
+    store_url: str = ""
+    bus_url: str = ""
+
+    @property
+    def audio(self) -> Path:
+        return self.folder / "audio"
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "tracks.csv"
+
+    @property
+    def names(self) -> Names:
+        return Names(self.config.topics.prefix)
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Store, Bus]]:
+        url = f"sqlite:///{self.folder}/murmur.db"
+        with closing(open_store(self.store_url or url)) as store, closing(open_bus(self.bus_url or url)) as bus:
+            yield store, bus
+
+    def extract(
+        self, config: Config | None = None, progress: Watch = ignore, *, catalogue: bool = True
+    ) -> ExtractReport:
+        metadata = self.csv if catalogue and self.csv.exists() else None
+        with self.opened() as (store, bus):
+            return extract.run(
+                config or self.config, self.audio, metadata=metadata, store=store, bus=bus, progress=progress
+            )
+
+    def load(self) -> Report:
+        with self.opened() as (store, bus):
+            return load.run(self.config, store=store, bus=bus)
+
+    def messages(self, topic: str = "") -> list[Message]:
+        with self.opened() as (_, bus):
+            return list(read_to_end(bus, [topic or self.names.tracks]))
+
+    def sent(self) -> dict[str, Track | None]:
+        """Return the latest `Track` on the topic by the name of its file; tombstones by their key."""
+        tracks = {}
+        for message in self.messages():
+            track = Track.from_json(message.value) if message.value else None
+            tracks[Path(track.source.path).name if track else (message.key or b"").decode()] = track
+        return tracks
+
+    def failures_sent(self) -> dict[str, Failure | None]:
+        """Return the latest `Failure` on the topic by the name of its file; tombstones by their key."""
+        found: dict[str, Failure | None] = {}
+        for message in self.messages(self.names.failed):
+            failure = Failure.from_json(message.value) if message.value else None
+            found[Path(failure.path).name if failure else (message.key or b"").decode()] = failure
+        return found
+
+    def stored(self) -> dict[str, Track]:
+        """Return the stored tracks by the name of their file."""
+        with self.opened() as (store, _):
+            tracks = map(Track.from_document, store.scan(Track))
+            return {Path(track.source.path).name: track for track in tracks}
+
+    def failed(self) -> dict[str, Failure]:
+        """Return the stored failures by the name of their file."""
+        with self.opened() as (store, _):
+            return {Path(failure.path).name: failure for failure in failures(store)}
+
+    def save(self, elsewhere: Path) -> None:
+        shutil.copytree(self.folder, elsewhere, symlinks=True)
+
+    def restore(self, saved: Path) -> None:
+        """Bring back what was saved: same paths, same times."""
+        shutil.rmtree(self.folder)
+        shutil.copytree(saved, self.folder, symlinks=True)
