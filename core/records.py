@@ -66,8 +66,8 @@ class Record(Value):
         raise AttributeError
 
 
-class Source(Value):
-    """The file that a track was read from, and what read it."""
+class File(Value):
+    """A file as the file system shows it."""
 
     path: str
     """Absolute; bytes that are not UTF-8 are percent-escaped."""
@@ -75,6 +75,11 @@ class Source(Value):
     """Bytes."""
     mtime_ns: int
     """Modification time, ns since the epoch."""
+
+
+class Source(File):
+    """The file that a track was read from, and what read it."""
+
     digest: str
     """Digest of the encoded audio packets: what stays when a file is moved or re-tagged."""
     row_digest: str | None = None
@@ -106,8 +111,8 @@ class Track(Record):
     extra: dict[str, str] = {}
     """Further columns of the catalogue."""
     source: Source
-    copies: list[str] = []
-    """Paths of further files with the same `track_id`."""
+    copies: list[File] = []
+    """Further files with the same `track_id`."""
     feature_set: str
     features: Features
     flags: list[str] = []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from core.bus import Bus
 from core.config import Config
 from core.jobs import Progress, Report, Watch, ignore
-from core.records import Source, Track, next_rev
+from core.records import File, Source, Track, next_rev
 from core.store import Store
 from etl.catalogue import Matches, match, read_catalogue
 from etl.folders import AudioFile, Walk, walk
@@ -254,7 +254,7 @@ def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
             decoder=heard.decoder,
             librosa=heard.librosa,
         ),
-        copies=list(draft.copies),
+        copies=[File(path=copy.path, size=copy.size, mtime_ns=copy.mtime_ns) for copy in draft.copies],
         feature_set=feature_set,
         features=sound.features,
         flags=sound.flags,

@@ -12,19 +12,16 @@ from pydantic import Field
 from core.bus import Bus, Offsets, read_to_end
 from core.errors import RecordError
 from core.names import Names
-from core.records import Failure, Record, Track, Value
+from core.records import Failure, File, Record, Track
 from core.store import Store
 from etl.messages import decode
 
 R = TypeVar("R", bound=Record)
 
 
-class KnownSource(Value):
+class KnownSource(File):
     """The part of a `Source` that tells whether its file has changed."""
 
-    path: str
-    size: int
-    mtime_ns: int
     digest: str
     row_digest: str | None = None
 
@@ -37,7 +34,7 @@ class KnownTrack(Record):
     track_id: str
     feature_set: str
     source: KnownSource
-    copies: list[str] = Field(default_factory=list)
+    copies: list[File] = Field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -47,7 +44,12 @@ class KnownTrack(Record):
     @property
     def paths(self) -> list[str]:
         """The source and the copies."""
-        return [self.source.path, *self.copies]
+        return list(self.stats)
+
+    @property
+    def stats(self) -> dict[str, tuple[int, int]]:
+        """Size and modification time of the source and the copies, by path."""
+        return {file.path: (file.size, file.mtime_ns) for file in (self.source, *self.copies)}
 
 
 @dataclass(frozen=True, slots=True)

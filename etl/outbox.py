@@ -46,8 +46,8 @@ class Outbox:
         send(self._producer, self._names.tracks, track)
         log.debug("%s: %s", track.track_id, track.source.path)
         self._count()
-        for path in (track.source.path, *track.copies):
-            self.mended(path)
+        for file in (track.source, *track.copies):
+            self.mended(file.path)
 
     def delete(self, track_id: str, rev: int) -> None:
         """Send the tombstone of a track whose latest revision is `rev`."""

@@ -23,7 +23,7 @@ class Draft:
     """The first in order of all that hold it."""
     digest: str
     """Digest of the file's audio packets."""
-    copies: tuple[str, ...]
+    copies: tuple[AudioFile, ...]
     row: Row | None
     donor: str | None
     """The known track that has its features already; None: they are to be computed."""
@@ -33,7 +33,12 @@ class Draft:
     @property
     def paths(self) -> tuple[str, ...]:
         """The source and the copies."""
-        return (self.file.path, *self.copies)
+        return tuple(self.stats)
+
+    @property
+    def stats(self) -> dict[str, tuple[int, int]]:
+        """Size and modification time of the source and the copies, by path."""
+        return {file.path: (file.size, file.mtime_ns) for file in (self.file, *self.copies)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,11 @@ class Plan:
 def known_digests(files: Iterable[AudioFile], tracks: Mapping[str, KnownTrack]) -> dict[str, str]:
     """Return the packets' digests of the files that are as they were: same path, size and time."""
     by_age = sorted(tracks.values(), key=lambda track: track.rev)
-    sources = {track.source.path: track.source for track in by_age}
+    known = {path: (stat, track.source.digest) for track in by_age for path, stat in track.stats.items()}
     return {
-        file.path: source.digest
+        file.path: known[file.path][1]
         for file in files
-        if (source := sources.get(file.path)) and (source.size, source.mtime_ns) == (file.size, file.mtime_ns)
+        if file.path in known and known[file.path][0] == (file.size, file.mtime_ns)
     }
 
 
@@ -166,12 +171,11 @@ def _taken_paths(tracks: Mapping[str, KnownTrack], ids: Mapping[str, str]) -> di
 
 
 def _elsewhere(track: KnownTrack, root: str, look: Look) -> list[AudioFile]:
-    """Return the files of a track that lie outside the folder, with what is known of the source."""
-    files = [file for path in track.paths if not is_inside(path, root) and (file := look(path))]
-    source = track.source
+    """Return the files of a track that lie outside the folder, with what is known of them."""
     return [
-        replace(file, size=source.size, mtime_ns=source.mtime_ns) if file.path == source.path else file
-        for file in files
+        replace(file, size=size, mtime_ns=mtime_ns)
+        for path, (size, mtime_ns) in track.stats.items()
+        if not is_inside(path, root) and (file := look(path))
     ]
 
 
@@ -202,7 +206,7 @@ def _draft(
         rev=rev,
         file=files[0],
         digest=digest,
-        copies=tuple(file.path for file in files[1:]),
+        copies=tuple(files[1:]),
         row=row,
         donor=donor,
         keeps_metadata=row is None and bool(others) and donor == track_id,
@@ -210,10 +214,9 @@ def _draft(
 
 
 def _is_as_before(draft: Draft, before: KnownTrack) -> bool:
-    source, row_digest = before.source, draft.row.digest if draft.row else None
+    row_digest = draft.row.digest if draft.row else None
     return (
         draft.donor == before.track_id
-        and (draft.keeps_metadata or row_digest == source.row_digest)
-        and (draft.file.path, draft.file.size, draft.file.mtime_ns) == (source.path, source.size, source.mtime_ns)
-        and list(draft.copies) == before.copies
+        and (draft.keeps_metadata or row_digest == before.source.row_digest)
+        and list(draft.stats.items()) == list(before.stats.items())
     )

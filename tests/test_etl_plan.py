@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.records import File
 from etl.catalogue import Row
 from etl.folders import AudioFile, Walk
 from etl.known import KnownSource, KnownTrack
@@ -65,7 +66,7 @@ class World:
                 rev=draft.rev + 1,
                 feature_set=feature_set,
                 source=source,
-                copies=list(draft.copies),
+                copies=[File(path=file.path, size=file.size, mtime_ns=file.mtime_ns) for file in draft.copies],
             )
         for lost in todo.lost:
             del self.known[lost.track_id]

@@ -15,7 +15,7 @@ from core.bus import Bus, Message, Producer, TopicPartition, read_to_end
 from core.config import Config, parse_config
 from core.jobs import Report
 from core.names import Names
-from core.records import Assignment, Cluster, Neighbour, Run, Source, Track, next_rev
+from core.records import Assignment, Cluster, File, Neighbour, Run, Source, Track, next_rev
 from core.store import Store
 from topics import publish
 
@@ -47,7 +47,7 @@ def track(track_id: str, **changed: object) -> Track:
         rev=next_rev(),
         duration=180.5,
         source=source,
-        copies=[f"{FOLDER}/copy of {track_id}.flac"],
+        copies=[File(path=f"{FOLDER}/copy of {track_id}.flac", size=1, mtime_ns=1)],
         feature_set="f0",
         features={"mfcc": {"mean": [0.0]}},
         **(fields | changed),
