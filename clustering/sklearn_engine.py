@@ -1,0 +1,39 @@
+"""The engine for one machine: numpy and scikit-learn on the matrix."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from clustering.centres import EPSILON, MAX_ITERATIONS, means
+from clustering.space import GROUPS, Matrix, Vectors, fit_group, moments_by_block, transform
+from core.records import Group
+
+
+class SklearnEngine:
+    """Fits the space and the clusters of vectors in memory."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+
+    def fit_space(self) -> list[Group]:
+        """Fit every group; see `engine.Engine`."""
+        return [fit_group(declared, partial(moments_by_block, self._vectors[declared.name])) for declared in GROUPS]
+
+    def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
+        """Run Lloyd's algorithm; see `engine.Engine`.
+
+        `sklearn.cluster.KMeans` moves a centre that lost its members to a far row, where MLlib leaves
+        it: so that both engines agree always, only scikit-learn's search for the nearest centre is used.
+        """
+        from sklearn.metrics import pairwise_distances_argmin
+
+        X, centres = transform(space, self._vectors), start
+        for _ in range(MAX_ITERATIONS):
+            moved = means(X, pairwise_distances_argmin(X, centres), centres)
+            still = np.square(moved - centres).sum(axis=1).max() <= EPSILON**2
+            centres = moved
+            if still:
+                break
+        return centres

@@ -1,0 +1,202 @@
+"""One contract for both engines: the same space, and the same partition from the same centres."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import clustering_library as library
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clustering import cluster, space
+from clustering.assign import nearest
+from clustering.centres import means, start_centres
+from clustering.engine import Engine
+from clustering.sklearn_engine import SklearnEngine
+from clustering.space import Vectors
+from core.config import Config, Spark, parse_config
+from core.errors import BackendError
+from core.spark import java_version, open_spark
+from core.sqlite_store import SQLiteStore
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Open = Callable[[Vectors], Engine]
+
+OVERLAPPING = 0.5
+"""Spread at which the kinds of `library.vectors` cannot be told apart."""
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[SparkSession]:
+    try:
+        java_version()
+    except BackendError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
+    with open_spark(Spark(master="local[2]")) as session:
+        yield session
+
+
+@pytest.fixture(params=["sklearn", "spark"])
+def open_engine(request: pytest.FixtureRequest) -> Open:
+    if request.param == "sklearn":
+        return SklearnEngine
+    session = request.getfixturevalue("spark")
+    from clustering.spark_engine import SparkEngine
+
+    return lambda vectors: SparkEngine(session, vectors)
+
+
+def test_the_space_has_unit_variance_and_is_that_of_the_definition(open_engine: Open) -> None:
+    """Recomputed here from the whole matrix at once."""
+    vectors, _ = library.vectors(120)
+    vectors["rhythm"][::5] = np.nan
+    for group, weight in zip(open_engine(vectors).fit_space(), (1.0, 0.5), strict=True):
+        rows = vectors[group.name]
+        known = rows[~np.isnan(rows[:, 0])].astype(float)
+        Z = np.clip((known - known.mean(axis=0)) / known.std(axis=0), -2, 2)
+        _, lengths, axes = np.linalg.svd(Z - Z.mean(axis=0))
+        expected = (Z - Z.mean(axis=0)) @ axes[:30].T / np.sqrt(np.square(lengths[:30]).sum() / len(Z)) * weight
+        found = space.coordinates(group, rows)[~np.isnan(rows[:, 0])]
+        np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-9)
+
+
+def test_lloyds_algorithm_ends_where_every_centre_is_the_mean_of_its_members(open_engine: Open) -> None:
+    vectors, _ = library.vectors(150, spread=OVERLAPPING)
+    engine = open_engine(vectors)
+    fitted = engine.fit_space()
+    X = space.transform(fitted, vectors)
+    centres = engine.fit_centres(fitted, X[:7])
+    np.testing.assert_allclose(means(X, nearest(X, centres), centres), centres, atol=1e-9)
+
+
+def test_a_centre_far_from_every_track_keeps_its_place(open_engine: Open) -> None:
+    vectors, _ = library.vectors(40)
+    engine = open_engine(vectors)
+    fitted = engine.fit_space()
+    X = space.transform(fitted, vectors)
+    start = np.vstack([X[:2], np.full(X.shape[1], 100.0)])
+    centres = engine.fit_centres(fitted, start)
+    np.testing.assert_array_equal(centres[2], start[2])
+    np.testing.assert_allclose(means(X, nearest(X, centres), centres), centres, atol=1e-9)
+
+
+def test_separated_kinds_are_found(open_engine: Open) -> None:
+    vectors, kind = library.vectors(80, kinds=5)
+    assert library.partition(fit_labels(open_engine, vectors, 5)) == library.partition(kind)
+
+
+def test_the_same_seed_gives_the_same_labels(open_engine: Open) -> None:
+    vectors, _ = library.vectors(150, spread=OVERLAPPING)
+    np.testing.assert_array_equal(fit_labels(open_engine, vectors, 8), fit_labels(open_engine, vectors, 8))
+
+
+def test_permuting_tracks_permutes_labels(open_engine: Open) -> None:
+    vectors, _ = library.vectors(150, spread=OVERLAPPING)
+    order = np.random.default_rng(1).permutation(150)
+    start = place(open_engine, vectors)[:8]
+    labels = fit_labels(open_engine, vectors, 8, start)
+    permuted = fit_labels(open_engine, {name: rows[order] for name, rows in vectors.items()}, 8, start)
+    np.testing.assert_array_equal(permuted, labels[order])
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(60)), seed=st.integers(0, 1000))
+def test_any_permutation_of_any_library_permutes_its_labels(order: list[int], seed: int) -> None:
+    vectors, _ = library.vectors(60, seed=seed, spread=OVERLAPPING)
+    start = place(SklearnEngine, vectors)[:6]
+    labels = fit_labels(SklearnEngine, vectors, 6, start)
+    permuted = fit_labels(SklearnEngine, {name: rows[order] for name, rows in vectors.items()}, 6, start)
+    np.testing.assert_array_equal(permuted, labels[order])
+
+
+def test_two_tracks_and_a_library_without_rhythm_can_be_fitted(open_engine: Open) -> None:
+    vectors, _ = library.vectors(2)
+    vectors["rhythm"][:] = np.nan
+    assert sorted(fit_labels(open_engine, vectors, 2)) == [0, 1]
+
+
+def test_equal_tracks_have_a_space_without_dimensions(open_engine: Open) -> None:
+    vectors = {name: np.repeat(rows, 3, axis=0) for name, rows in library.vectors(1)[0].items()}
+    assert place(open_engine, vectors).shape == (3, 0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_both_engines_find_the_same_space_and_partition(spark: SparkSession, seed: int) -> None:
+    """On overlapping data, from starts that are far from the end, some of which lose all their members."""
+    from clustering.spark_engine import SparkEngine
+
+    vectors, _ = library.vectors(400, seed=seed, spread=OVERLAPPING)
+    vectors["rhythm"][::9] = np.nan
+    engines = SklearnEngine(vectors), SparkEngine(spark, vectors)
+    spaces = [engine.fit_space() for engine in engines]
+    for one, other in zip(*spaces, strict=True):
+        for field in ("mean", "std", "pca_mean", "components", "scale"):
+            np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=1e-9, atol=1e-11)
+    positions = [space.transform(fitted, vectors) for fitted in spaces]
+    np.testing.assert_allclose(*positions, atol=1e-11)
+    rng = np.random.default_rng(seed)
+    start = np.vstack([positions[0][:20], rng.normal(size=(5, positions[0].shape[1]))])
+    centres = [engine.fit_centres(fitted, start) for engine, fitted in zip(engines, spaces, strict=True)]
+    np.testing.assert_allclose(*centres, atol=1e-11)
+    np.testing.assert_array_equal(*(nearest(X, found) for X, found in zip(positions, centres, strict=True)))
+
+
+@pytest.mark.parametrize("n_partitions", [1, 7])
+def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, n_partitions: int) -> None:
+    """Also with partitions that hold nothing, and in shuffled order."""
+    from clustering.spark_engine import SparkEngine
+
+    vectors, _ = library.vectors(150, spread=OVERLAPPING)
+    engine, scattered = SparkEngine(spark, vectors), SparkEngine(spark, vectors)
+    scattered.frame = scattered.frame.repartition(n_partitions, "timbre")
+    fitted = engine.fit_space()
+    for one, other in zip(fitted, scattered.fit_space(), strict=True):
+        np.testing.assert_allclose(one.components, other.components, atol=1e-11)
+    start = space.transform(fitted, vectors)[:8]
+    np.testing.assert_allclose(engine.fit_centres(fitted, start), scattered.fit_centres(fitted, start), atol=1e-12)
+
+
+def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tmp_path: Path) -> None:
+    """And uses the session that is open, which stays open."""
+    tracks = library.tracks(60, kinds=5, spread=OVERLAPPING)
+    found = []
+    for engine in ("sklearn", "spark"):
+        store = SQLiteStore(f"sqlite:///{tmp_path}/{engine}.db")
+        store.upsert(tracks)
+        report = cluster.run(config(engine), store=store)
+        found.append(library.assigned(store, report.run_id))
+        store.close()
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) == 5
+    assert spark.range(3).count() == 3
+
+
+def test_what_spark_says_of_an_error_is_one_line(spark: SparkSession) -> None:
+    with (
+        pytest.raises(BackendError, match=r"^Spark \(local\[2\]\) failed: .*no_such_column.*$"),
+        open_spark(Spark(master="local[2]")) as session,
+    ):
+        session.range(3).select("no_such_column").collect()
+
+
+def config(engine: str) -> Config:
+    return parse_config({"clustering": {"engine": engine}, "spark": {"master": "local[2]"}})
+
+
+def place(open_engine: Open, vectors: Vectors) -> np.ndarray:
+    return space.transform(open_engine(vectors).fit_space(), vectors)
+
+
+def fit_labels(open_engine: Open, vectors: Vectors, k: int, start: np.ndarray | None = None) -> np.ndarray:
+    engine = open_engine(vectors)
+    fitted = engine.fit_space()
+    X = space.transform(fitted, vectors)
+    start = start_centres(X, k, n_init=10, random_state=0) if start is None else start
+    return nearest(X, engine.fit_centres(fitted, start))

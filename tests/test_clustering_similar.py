@@ -1,0 +1,203 @@
+"""The nearest tracks to liked ones, copies of a recording as one, and naming a track."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import clustering_library as library
+import numpy as np
+import pytest
+
+from clustering import cluster
+from clustering.similar import Similar, resolve, similar
+from core.config import parse_config
+from core.errors import ConfigError
+from core.records import Features, File, RunInForce, Track
+from core.sqlite_store import SQLiteStore
+
+CONFIG = parse_config({"clustering": {"engine": "sklearn"}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SQLiteStore]:
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/test.db")) as opened:
+        yield opened
+
+
+def publish(store: SQLiteStore, tracks: list[Track]) -> None:
+    store.upsert(tracks)
+    store.upsert([RunInForce(rev=1, run_id=cluster.run(CONFIG, store=store).run_id)])
+
+
+def ids(found: list[Similar]) -> list[str]:
+    return [one.track_id for one in found]
+
+
+def nudged(features: Features, by: float) -> Features:
+    return {
+        block: {name: [value + by for value in values] for name, values in statistics.items()}
+        for block, statistics in features.items()
+    }
+
+
+def test_the_nearest_are_those_of_the_assignment(store: SQLiteStore) -> None:
+    publish(store, library.tracks(30, spread=1))
+    found = similar(store, ["t004"])
+    stored = next(store.scan(cluster.Assignment, where={"track_id": "t004"}))
+    assert [(one.track_id, one.score) for one in found] == [
+        (near["track_id"], pytest.approx(near["score"])) for near in stored["neighbours"]
+    ]
+    of = library.assigned(store, stored["run_id"])
+    assert [one.cluster_id for one in found] == [of[one.track_id] for one in found]
+    assert (found[0].title, found[0].path) == (f"Title of {found[0].track_id}", f"/music/{found[0].track_id}.flac")
+
+
+def test_there_are_as_many_as_asked_for_and_never_the_liked_one(store: SQLiteStore) -> None:
+    publish(store, library.tracks(6))
+    assert len(similar(store, ["t000"], n=3)) == 3
+    assert sorted(ids(similar(store, ["t000"], n=99))) == ["t001", "t002", "t003", "t004", "t005"]
+
+
+def test_one_track_alone_has_none_similar(store: SQLiteStore) -> None:
+    publish(store, library.tracks(1))
+    assert similar(store, ["t000"]) == []
+
+
+def test_near_any_of_several_liked_tracks_is_near(store: SQLiteStore) -> None:
+    """Tracks of two kinds are liked: what comes is of these kinds, at the distance to the nearer of them."""
+    publish(store, library.tracks(40, kinds=4))
+    found = similar(store, ["t000", "t001"], n=18)
+    assert {int(one[1:]) % 4 for one in ids(found)} == {0, 1}
+    alone = {one.track_id: one for liked in ("t000", "t001") for one in similar(store, [liked], n=9)}
+    assert all(alone[one.track_id] == one for one in found)
+
+
+def test_tracks_that_came_after_the_run_are_found_too(store: SQLiteStore) -> None:
+    tracks = library.tracks(31)
+    publish(store, tracks[:30])
+    store.upsert(tracks[30:])
+    assert "t030" in ids(similar(store, ["t002"], n=8))
+
+
+def test_encodings_of_one_recording_are_one_result_unless_they_are_kept_apart(store: SQLiteStore) -> None:
+    """Each of 12 recordings has a copy, 0.9 s longer, its values moved a little."""
+    tracks = library.tracks(12)
+    twins = [
+        track.model_copy(
+            update={
+                "track_id": f"{track.track_id} twin",
+                "duration": track.duration + 0.9,
+                "features": nudged(track.features, 1e-3),
+            }
+        )
+        for track in tracks
+    ]
+    publish(store, [*tracks, *twins])
+    apart = ids(similar(store, ["t003"], n=99, copies=True))
+    assert (apart[0], len(apart)) == ("t003 twin", 23)
+    together = ids(similar(store, ["t003"], n=99))
+    assert sorted(one[:4] for one in together) == [f"t{i:03d}" for i in range(12) if i != 3]
+    assert together == [
+        one for i, one in enumerate(apart) if one[:4] not in {"t003", *(near[:4] for near in apart[:i])}
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "shift", "one"), [(1.0, 5.0, True), (1.01, 0.0, False), (0.0, 5.01, False)])
+def test_copies_differ_by_a_second_and_an_rms_of_5_at_most(
+    store: SQLiteStore, seconds: float, shift: float, one: bool
+) -> None:
+    """All 20 MFCC means moved by x have an rms difference of x."""
+    tracks = library.tracks(8)
+    features = dict(tracks[0].features)
+    means = np.round(features["mfcc"]["mean"])
+    features["mfcc"] = features["mfcc"] | {"mean": means.tolist()}
+    tracks[0] = tracks[0].model_copy(update={"features": features, "duration": 100.0})
+    features = features | {"mfcc": features["mfcc"] | {"mean": (means + shift).tolist()}}
+    twin = tracks[0].model_copy(update={"track_id": "twin", "features": features, "duration": 100.0 + seconds})
+    publish(store, [*tracks, twin])
+    assert ("twin" in ids(similar(store, ["t000"], n=99))) is not one
+
+
+def test_before_any_run_the_line_says_what_to_run(store: SQLiteStore) -> None:
+    with pytest.raises(ConfigError, match="no clusters are published yet; run `murmur run AUDIO_DIR` first"):
+        similar(store, ["t000"])
+    store.upsert(library.tracks(3))
+    cluster.run(CONFIG, store=store)
+    with pytest.raises(ConfigError, match="no clusters are published yet; run `murmur publish` first"):
+        similar(store, ["t000"])
+
+
+def test_a_silent_track_has_nothing_similar(store: SQLiteStore) -> None:
+    tracks = library.tracks(5)
+    publish(store, [tracks[0].model_copy(update={"flags": ["silent"]}), *tracks[1:]])
+    with pytest.raises(ConfigError, match=r"track t000 has no place in run-.*: it is silent"):
+        similar(store, ["t000", "t001"])
+
+
+def test_a_track_whose_features_do_not_fit_is_passed_over(store: SQLiteStore) -> None:
+    tracks = library.tracks(5)
+    publish(store, [tracks[0].model_copy(update={"features": {}}), *tracks[1:]])
+    assert sorted(ids(similar(store, ["t001"]))) == ["t002", "t003", "t004"]
+
+
+def test_a_track_is_named_by_id_path_copy_title_or_part_of_a_title(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = library.tracks(3)
+    store.upsert(
+        [
+            one.model_copy(update={"title": "Ode", "copies": [File(path=f"{tmp_path}/ode.mp3", size=1, mtime_ns=1)]}),
+            two.model_copy(update={"title": "Ode to Joy"}),
+            three.model_copy(update={"title": None}),
+        ]
+    )
+    monkeypatch.chdir(tmp_path)
+    texts = {
+        "t001": "t001",
+        "/music/t001.flac": "t001",
+        "ode.mp3": "t000",
+        "elsewhere/../ode.mp3": "t000",
+        "ode": "t000",
+        "TO JOY": "t001",
+        "t002": "t002",
+    }
+    assert {text: resolve(store, text) for text in texts} == texts
+
+
+def test_a_name_that_fits_several_tracks_names_them(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(7))
+    with pytest.raises(
+        ConfigError,
+        match=r"'title of' names 7 tracks: t000 \(Title of t000\), .*t004 \(Title of t004\) and 2 more; give an id",
+    ):
+        resolve(store, "title of")
+
+
+def test_a_name_that_fits_none_says_what_would(store: SQLiteStore) -> None:
+    with pytest.raises(ConfigError, match="no tracks yet; run `murmur run AUDIO_DIR` first"):
+        resolve(store, "anything")
+    store.upsert(library.tracks(1))
+    with pytest.raises(ConfigError, match="no track is named 'anything': give an id, a path, or a part of a title"):
+        resolve(store, "anything")
+
+
+def test_the_other_encoding_of_each_real_recording_is_the_nearest(store: SQLiteStore) -> None:
+    folder = os.environ.get("MURMUR_TEST_AUDIO")
+    if not folder:
+        pytest.skip("MURMUR_TEST_AUDIO names no folder of real audio")
+    from features import compute
+
+    files = sorted(Path(folder).glob("*.ogg"))
+    computed = {file.name: compute(file) for file in files}
+    publish(
+        store,
+        [library.track(name, one.features, flags=one.flags, duration=one.duration) for name, one in computed.items()],
+    )
+    others = {
+        name: name.replace(".hq.", ".") if ".hq." in name else name.replace(".ogg", ".hq.ogg") for name in computed
+    }
+    assert {name: ids(similar(store, [name], n=1, copies=True))[0] for name in computed} == others
+    assert all(others[name] not in ids(similar(store, [name], n=99)) for name in computed)
