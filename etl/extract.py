@@ -166,6 +166,8 @@ def _identify(files: Sequence[AudioFile], config: Config, outbox: Outbox, progre
     """Return the packets' digests of files that are new or have changed, by path."""
     tasks = [Task(file, file.real, _time_limit(file)) for file in files]
     digests = {}
+    if tasks:
+        progress(Progress("identify", 0, len(tasks)))
     with closing(run_tasks(identify, tasks, workers=_workers(config, len(tasks)), stage="read")) as results:
         for done, (file, result) in enumerate(results, 1):
             if isinstance(result, Trouble):
@@ -197,6 +199,8 @@ def _extract(works: Iterator[Work], todo: Plan, config: Config, outbox: Outbox, 
     workers = _workers(config, len(todo.drafts))
     computed: set[str] = set()
     done = 0
+    if todo.drafts:
+        progress(Progress("extract", 0, len(todo.drafts)))
     with closing(run_tasks(describe, tasks, workers=workers, stage="describe", prepare=prepare)) as results:
         for work, result in results:
             if work.donor is None:

@@ -111,7 +111,7 @@ def test_what_the_first_run_did_is_counted(tmp_path: Path) -> None:
     assert (report.read, report.tried, report.computed, report.copies) == (3, 3, 1, 1)
     assert (report.failed, report.sent, report.unchanged) == (1, 2, 0)
     assert (report.rows_without_file, report.files_without_row, report.repeated_rows) == (1, 2, 1)
-    assert [progress.done for progress in seen if progress.stage == "identify"] == [1, 2, 3]
+    assert [progress.done for progress in seen if progress.stage == "identify"] == [0, 1, 2, 3]
     assert seen[-1] == Progress("extract", 1, 1, failed=1)
 
 

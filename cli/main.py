@@ -1,0 +1,311 @@
+"""The command line: each verb is a thin adapter over the job in the package that owns it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cli import show
+from core.errors import ConfigError, MurmurError
+
+if TYPE_CHECKING:
+    from core.bus import Bus
+    from core.config import Config
+    from core.jobs import Watch
+    from core.store import Store
+    from etl.extract import ExtractReport
+
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="murmur",
+    help="Folders of music into clusters that other programs subscribe to.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+failures_app = typer.Typer(rich_markup_mode=None, help="The files that could not be read.")
+app.add_typer(failures_app, name="failures")
+
+AudioDir = Annotated[
+    Path, typer.Argument(metavar="AUDIO_DIR", help="The folder to walk.", exists=True, file_okay=False)
+]
+Metadata = Annotated[
+    Path | None, typer.Option(metavar="CSV", help="The catalogue: a row for each file.", exists=True, dir_okay=False)
+]
+Clusters = Annotated[int | None, typer.Option(metavar="K", min=1, help="How many clusters [default: from the size].")]
+Engine = Annotated[Literal["spark", "sklearn"] | None, typer.Option(help="What fits [default: from the config].")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stands before the verb."""
+
+    config: Path | None
+    verbose: int
+    quiet: bool
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./config.yaml, if it exists.")] = None,
+    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; errors with traceback.")] = 0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only warnings and results.")] = False,
+) -> None:
+    """Folders of music into clusters that other programs subscribe to."""
+    context.obj = Options(config, verbose, quiet)
+    show.set_up_logging(verbose)
+    if context.invoked_subcommand is None:
+        show.text(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    audio_dir: AudioDir,
+    metadata: Metadata = None,
+    clusters: Clusters = None,
+    engine: Engine = None,
+    as_json: Json = False,
+) -> None:
+    """Extract, load, cluster and publish, in this process."""
+    from cli.pipeline import run_all
+    from core.spark import java_version
+
+    config = _config(context, n_clusters=clusters, engine=engine)
+    if config.clustering.engine == "spark":
+        java_version()  # hours of extraction should not end at a Java that is missing
+    with _opened(config) as (store, bus), _watched(context) as watch:
+        outcome = run_all(config, audio_dir, metadata, store=store, bus=bus, progress=watch)
+    show.outcome(outcome, _command(context), as_json=as_json)
+    _check_failures(context, outcome.extract, config.max_failures)
+
+
+@app.command()
+def extract(context: typer.Context, audio_dir: AudioDir, metadata: Metadata = None, as_json: Json = False) -> None:
+    """Compute the features of new and changed files: audio → bus."""
+    from etl import extract as job
+
+    config = _config(context)
+    with _opened(config) as (store, bus), _watched(context) as watch:
+        report = job.run(config, audio_dir, metadata=metadata, store=store, bus=bus, progress=watch)
+    show.report("extract", report, as_json=as_json)
+    _check_failures(context, report, config.max_failures)
+
+
+@app.command()
+def load(context: typer.Context, as_json: Json = False) -> None:
+    """Take over what extract has sent: bus → store."""
+    from etl import load as job
+
+    config = _config(context)
+    with _opened(config) as (store, bus), _watched(context) as watch:
+        report = job.run(config, store=store, bus=bus, progress=watch)
+    show.report("load", report, as_json=as_json)
+
+
+@app.command()
+def cluster(context: typer.Context, clusters: Clusters = None, engine: Engine = None, as_json: Json = False) -> None:
+    """Group the tracks in the store; publish makes it known."""
+    from clustering import cluster as job
+
+    config = _config(context, n_clusters=clusters, engine=engine)
+    with _opened(config) as (store, _), _watched(context) as watch:
+        report = job.run(config, store=store, progress=watch)
+    show.report("cluster", report, as_json=as_json)
+
+
+@app.command()
+def publish(context: typer.Context, as_json: Json = False) -> None:
+    """Send to the cluster topics what differs from the last time."""
+    from topics import publish as job
+
+    config = _config(context)
+    with _opened(config) as (store, bus), _watched(context) as watch:
+        report = job.run(config, store=store, bus=bus, progress=watch)
+    show.report("publish", report, as_json=as_json)
+
+
+@app.command()
+def subscribe(
+    context: typer.Context,
+    cluster: Annotated[str, typer.Argument(metavar="CLUSTER", help="A cluster's id, such as c01.")],
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="Show what is new to this consumer group.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a cluster's members; with a group, what is new to it."""
+    from core import open_bus
+    from core.names import Names
+    from topics import subscribe as reader
+
+    config = _config(context)
+    names = Names(config.topics.prefix)
+    with closing(open_bus(config.bus.url, create=False)) as bus:
+        if group is None:
+            show.members(reader.members(bus, names, cluster), as_json=as_json)
+        else:
+            show.news(reader.news(bus, names, cluster, group), as_json=as_json)
+
+
+@app.command()
+def similar(
+    context: typer.Context,
+    tracks: Annotated[list[str], typer.Argument(metavar="TRACK...", help="An id, a path, or a part of a title.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
+    copies: Annotated[bool, typer.Option("--copies", help="Keep copies of one recording apart.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the nearest tracks to one or several liked ones."""
+    from clustering.similar import resolve
+    from clustering.similar import similar as nearest
+
+    with _read_store(context) as store:
+        liked = [resolve(store, text) for text in tracks]
+        show.similar(nearest(store, liked, n=n, copies=copies), as_json=as_json)
+
+
+@app.command()
+def clusters(context: typer.Context, as_json: Json = False) -> None:
+    """Show the clusters of the run in force."""
+    from clustering.overview import overview
+    from core.names import Names
+
+    with _read_store(context) as store:
+        show.clusters(overview(store, Names(_config(context).topics.prefix)), as_json=as_json)
+
+
+@app.command()
+def status(context: typer.Context, as_json: Json = False) -> None:
+    """Show counts, lag, failures, the last run and the size."""
+    from cli.status import status as look
+
+    config = _config(context)
+    with _opened(config, create=False) as (store, bus):
+        show.facts(look(config, store=store, bus=bus), as_json=as_json)
+
+
+@failures_app.callback(invoke_without_command=True)
+def failures(context: typer.Context, as_json: Json = False) -> None:
+    """List the files that could not be read."""
+    if context.invoked_subcommand is None:
+        list_failures(context, as_json)
+
+
+@failures_app.command("list")
+def list_failures(context: typer.Context, as_json: Json = False) -> None:
+    """List all of them, a line each."""
+    from etl.failures import failures as stored
+
+    with _read_store(context) as store:
+        show.failures(stored(store), as_json=as_json)
+
+
+@failures_app.command("show")
+def show_failure(
+    context: typer.Context,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The file, or a part of its path.")],
+    as_json: Json = False,
+) -> None:
+    """Show one of them in full."""
+    from etl.failures import failures as stored
+
+    with _read_store(context) as store:
+        found = [failure for failure in stored(store) if path in failure.path]
+    if not found:
+        raise ConfigError(f"{path}: no failure of such a file; `{_command(context)} failures` lists them")
+    for failure in found:
+        show.facts(failure.model_dump(), as_json=as_json)
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: Json = False) -> None:
+    """Check the config, store, bus, Java and codecs."""
+    from cli.doctor import examine
+
+    show.checks(checks := examine(_options(context).config), as_json=as_json)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command: the one place that prints errors and sets the exit code."""
+    try:
+        code = app(prog_name="murmur", standalone_mode=False)
+    except typer.TyperException as error:
+        show.error(error.format_message())
+        code = getattr(error, "exit_code", 2)
+    except MurmurError as error:
+        logger.info("", exc_info=True)
+        show.error(str(error))
+        code = 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:  # the last line: nobody sees a traceback unasked
+        logger.info("", exc_info=True)
+        show.error(f"unexpected {type(error).__name__}: {error}; `-v` before the verb shows where")
+        code = 1
+    if code == 130:
+        show.error("stopped; the same command goes on from here")
+    sys.exit(code)
+
+
+def _options(context: typer.Context) -> Options:
+    found = context.obj
+    assert isinstance(found, Options)
+    return found
+
+
+def _command(context: typer.Context) -> str:
+    """Return the command as it can be pasted again, with the options that stand before the verb."""
+    config = _options(context).config
+    return show.program() + (f" --config {shlex.quote(str(config))}" if config else "")
+
+
+def _config(context: typer.Context, **clustering: Any) -> Config:
+    from core.config import load_config
+
+    config = load_config(_options(context).config)
+    given = {key: value for key, value in clustering.items() if value is not None}
+    return config.model_copy(update={"clustering": config.clustering.model_copy(update=given)})
+
+
+@contextmanager
+def _opened(config: Config, *, create: bool = True) -> Iterator[tuple[Store, Bus]]:
+    from core import open_bus, open_store
+
+    with (
+        closing(open_store(config.store.url, create=create)) as store,
+        closing(open_bus(config.bus.url, create=create)) as bus,
+    ):
+        yield store, bus
+
+
+@contextmanager
+def _read_store(context: typer.Context) -> Iterator[Store]:
+    from core import open_store
+
+    with closing(open_store(_config(context).store.url, create=False)) as store:
+        yield store
+
+
+def _watched(context: typer.Context) -> AbstractContextManager[Watch]:
+    return show.progress(quiet=_options(context).quiet)
+
+
+def _check_failures(context: typer.Context, report: ExtractReport, allowed: float) -> None:
+    if report.failed > allowed * report.tried:
+        raise MurmurError(
+            f"{report.failed} of {report.tried} files tried failed, more than max_failures ({allowed:.0%}) allows: "
+            f"`{_command(context)} failures` says why"
+        )

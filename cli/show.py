@@ -1,0 +1,268 @@
+"""Everything a person or a program sees: results on stdout, progress, log and errors on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cli.doctor import Check
+    from cli.pipeline import Outcome
+    from clustering.overview import Overview
+    from clustering.similar import Similar
+    from core.jobs import Progress, Report, Watch
+    from core.records import Failure, Member
+    from topics.subscribe import News
+
+PLAIN_SECONDS = 5.0
+"""Between two lines of progress where there is no terminal."""
+
+
+def set_up_logging(verbose: int) -> None:
+    """Send warnings to stderr, with `verbose` 1 a line per batch and job too, with 2 all."""
+    level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.captureWarnings(True)
+    for noisy in ("py4j", "pymongo", "numba", "pyspark"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL if verbose < 2 else logging.INFO)
+
+
+def error(message: str) -> None:
+    """Print an error."""
+    print(f"murmur: {message}", file=sys.stderr)  # noqa: T201
+
+
+def program() -> str:
+    """Return how this program was called, so that a suggested command can be pasted."""
+    called = Path(sys.argv[0])
+    found = shutil.which("murmur")
+    if called.name != "murmur" or (found and Path(found).samefile(called)):
+        return "murmur"
+    try:
+        return shlex.quote(str(called.absolute().relative_to(Path.cwd())))
+    except ValueError:
+        return shlex.quote(str(called))
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Watch]:
+    """Give a watch that draws a bar on a terminal and prints plain lines otherwise."""
+    from core.jobs import ignore
+
+    if quiet:
+        yield ignore
+    elif sys.stderr.isatty():
+        with _bars() as watch:
+            yield watch
+    else:
+        yield _plain()
+
+
+def report(job: str, done: Report, *, as_json: bool) -> None:
+    """Print what a job did."""
+    if as_json:
+        _json(dataclasses.asdict(done))
+    else:
+        text(sentence(job, done))
+
+
+def sentence(job: str, done: Report) -> str:
+    """Return a report as one line; counts of 0 are left out."""
+    values = dataclasses.asdict(done)
+    seconds = values.pop("seconds")
+    counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in values.items() if value and name != "run_id"]
+    said = ", ".join([*filter(None, [values.get("run_id")]), *counts]) or "nothing to do"
+    news = "" if done.written or done.sent or not counts else "; nothing new"
+    return f"{job}: {said}{news} ({seconds:.1f} s)"
+
+
+def outcome(done: Outcome, command: str, *, as_json: bool) -> None:
+    """Print the reports of a whole run, its clusters, and what to try next."""
+    if as_json:
+        reports = {job: dataclasses.asdict(report) for job, report in done.reports.items()}
+        _json({"reports": reports, "clusters": [dataclasses.asdict(one) for one in done.clusters]})
+        return
+    for job, one in done.reports.items():
+        text(sentence(job, one))
+    if not any(one.written or one.sent for one in done.reports.values()):
+        text("Everything is as it was: nothing computed, written or sent.")
+    text("")
+    clusters(done.clusters, as_json=False)
+    if done.clusters:
+        example = done.clusters[0]
+        text("\nTry next:")
+        text(f"  {command} subscribe {example.cluster_id}")
+        text(f"  {command} similar {shlex.quote(example.typical_id)}")
+        text(f"  {command} status")
+
+
+def clusters(found: Iterable[Overview], *, as_json: bool) -> None:
+    """Print a row for each cluster."""
+    found = list(found)
+    if as_json:
+        _json([dataclasses.asdict(one) for one in found])
+        return
+    rows = [(one.cluster_id, str(one.size), _shares(one), "; ".join(one.typical), one.topic) for one in found]
+    _table(("cluster", "tracks", "genres", "most typical", "topic"), rows, right=("tracks",))
+
+
+def similar(found: Iterable[Similar], *, as_json: bool) -> None:
+    """Print a row for each similar track, the nearest first."""
+    found = list(found)
+    if as_json:
+        _json([dataclasses.asdict(one) for one in found])
+        return
+    rows = [(f"{one.score:.3f}", one.title or "", one.artist or "", one.cluster_id, one.path) for one in found]
+    _table(("score", "title", "artist", "cluster", "path"), rows, right=("score",))
+
+
+def members(found: Mapping[str, Member], *, as_json: bool) -> None:
+    """Print the members of a cluster, the most typical first; as JSON a line each."""
+    ordered = sorted(found.values(), key=lambda member: (-member.score, member.track_id))
+    if as_json:
+        for member in ordered:
+            text(member.to_json().decode())
+        return
+    rows = [
+        (f"{one.score:.3f}", one.title or "", one.artist or "", one.genre or "", _neighbours(one), one.track_id)
+        for one in ordered
+    ]
+    _table(("score", "title", "artist", "genre", "nearest", "track_id"), rows, right=("score",))
+
+
+def news(changes: Iterable[News], *, as_json: bool) -> None:
+    """Print what is new to a group, a line each, as it is read."""
+    count = 0
+    for count, change in enumerate(changes, 1):  # noqa: B007  # counted for the last line
+        if as_json:
+            text(change.to_json().decode())
+        else:
+            title = change.member.title or change.track_id if change.member else change.track_id
+            text(f"{'+' if change.member else '-'} {title}")
+    if not count and not as_json:
+        text("nothing new")
+
+
+def failures(found: Iterable[Failure], *, as_json: bool) -> None:
+    """Print a row for each file that could not be read."""
+    found = list(found)
+    if as_json:
+        _json([one.model_dump() for one in found])
+    elif not found:
+        text("no failures")
+    else:
+        rows = [(one.path, one.stage, one.message, one.advice) for one in found]
+        _table(("path", "stage", "reason", "what to do"), rows)
+
+
+def facts(found: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print names and values."""
+    if as_json:
+        _json(found)
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        text(f"{name.replace('_', ' '):<{width}}  {'-' if value is None else value}")
+
+
+def checks(found: Iterable[Check], *, as_json: bool) -> None:
+    """Print a row for each thing that was examined."""
+    found = list(found)
+    if as_json:
+        _json([dataclasses.asdict(one) for one in found])
+        return
+    _table(("", "what", "found"), [("ok" if one.ok else "!!", one.what, one.found) for one in found])
+
+
+def _shares(one: Overview) -> str:
+    named = sum(one.genres.values())
+    top = sorted(one.genres.items(), key=lambda item: (-item[1], item[0]))[:3]
+    return ", ".join(f"{genre} {count / named:.0%}" for genre, count in top)
+
+
+def _neighbours(member: Member) -> str:
+    return "; ".join(one.title or one.track_id for one in member.neighbours[:3])
+
+
+def _json(value: Any) -> None:
+    text(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def text(words: str) -> None:
+    """Print to stdout."""
+    sys.stdout.write(f"{words}\n")
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _console(sys.stdout).print(table)
+
+
+def _console(file: Any) -> Console:
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else 160, highlight=False)
+
+
+@contextmanager
+def _bars() -> Iterator[Watch]:
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+    )
+    with Bars(*columns, console=_console(sys.stderr), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+        started: dict[str, float] = {}
+        last = time.monotonic()
+
+        def watch(now: Progress) -> None:
+            nonlocal last
+            if now.stage not in tasks:
+                tasks[now.stage] = bars.add_task(now.stage, total=now.total, rate="", failed=0)
+                started[now.stage] = last  # a stage begins where the one before it ended
+            last = time.monotonic()
+            rate = f"{now.done / max(last - started[now.stage], 1e-3):,.1f}/s" if now.done else ""
+            bars.update(tasks[now.stage], completed=now.done, total=now.total, rate=rate, failed=now.failed)
+
+        yield watch
+
+
+def _plain() -> Watch:
+    said: dict[str, float] = {}
+
+    def watch(now: Progress) -> None:
+        late = time.monotonic() - said.get(now.stage, 0.0) > PLAIN_SECONDS
+        if late or now.done == now.total:
+            said[now.stage] = time.monotonic()
+            total = "" if now.total is None else f"/{now.total}"
+            failed = f", {now.failed} failed" if now.failed else ""
+            sys.stderr.write(f"{now.stage} {now.done}{total}{failed}\n")
+
+    return watch

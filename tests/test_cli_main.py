@@ -1,0 +1,267 @@
+"""The command as a new user meets it: every mistake is one line with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+
+from cli.main import app, main
+
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Murmur = Callable[..., Outcome]
+
+
+@pytest.fixture
+def murmur(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Murmur:
+    """Return a function that runs the command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["murmur", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return Outcome(int(exit_.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with six short tracks: three tones, three noises."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    t = np.arange(3 * 22_050) / 22_050
+    for i in range(3):
+        soundfile.write(folder / f"tone {i}.wav", 0.3 * np.sin(2 * np.pi * 440 * 1.2**i * t), 22_050)
+        soundfile.write(folder / f"noise {i}.flac", 0.1 * (i + 1) * rng.standard_normal(len(t)), 22_050)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder where the tones were run once."""
+    folder = tmp_path_factory.mktemp("finished")
+    murmur = Path(sys.executable).with_name("murmur")
+    subprocess.run([murmur, "run", tones, "--engine", "sklearn"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def says(outcome: Outcome, code: int, *words: str) -> None:
+    """Check that an error is one line on stderr, with these words and this exit code."""
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    assert outcome.err.startswith("murmur: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert [word for word in words if word not in outcome.err] == []
+
+
+def test_help_names_every_command_on_a_line_of_its_own(murmur: Murmur) -> None:
+    done = murmur("--help")
+    assert done.code == 0
+    assert {line.split()[0] for line in done.out.splitlines() if line.startswith("  ")} >= COMMANDS
+    assert "..." not in done.out.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(murmur: Murmur, command: str) -> None:
+    done = murmur(command, "--help")
+    assert done.code == 0
+    assert "Usage: murmur" in done.out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "librosa numpy pandas pymongo kafka pyspark sklearn rich.progress"
+    code = (
+        "import sys; sys.argv=['murmur','--help']\nfrom cli.main import main\n"
+        f"try: main()\nexcept SystemExit: print([m for m in '{heavy}'.split() if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_verb_shows_the_help_as_wrong_usage(murmur: Murmur) -> None:
+    done = murmur()
+    assert done.code == 2
+    assert "Commands:" in done.out
+
+
+def test_an_unknown_verb_and_option_are_wrong_usage(murmur: Murmur) -> None:
+    says(murmur("frobnicate"), 2, "frobnicate")
+    says(murmur("run", "--frobnicate", "x"), 2, "--frobnicate")
+    says(murmur("cluster", "--clusters", "0"), 2, "--clusters")
+    says(murmur("cluster", "--engine", "abacus"), 2, "abacus", "sklearn")
+    says(murmur("run"), 2, "AUDIO_DIR")
+
+
+def test_a_missing_folder_is_named(murmur: Murmur) -> None:
+    says(murmur("run", "nowhere"), 2, "nowhere")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_folder_without_audio_is_named_with_the_extensions(murmur: Murmur, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no music")
+    says(murmur("-q", "run", "empty"), 2, "empty", ".mp3")
+
+
+def test_a_missing_csv_is_named(murmur: Murmur, tones: Path) -> None:
+    says(murmur("-q", "run", tones, "--metadata", "none.csv"), 2, "none.csv")
+
+
+def test_a_csv_without_the_key_column_names_the_columns_there_are(murmur: Murmur, tones: Path, tmp_path: Path) -> None:
+    (tmp_path / "tracks.csv").write_text("colour,mood\nred,good\n")
+    says(murmur("-q", "run", tones, "--metadata", "tracks.csv"), 2, "tracks.csv", "colour", "catalogue.key")
+
+
+def test_an_unknown_key_in_the_config_is_named_with_the_nearest(murmur: Murmur, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("clustering: {n_cluster: 3}\n")
+    says(murmur("status"), 2, "clustering.n_cluster", "n_clusters")
+
+
+def test_a_config_that_is_not_there_is_named(murmur: Murmur) -> None:
+    says(murmur("--config", "none.yaml", "status"), 2, "none.yaml")
+
+
+@pytest.mark.parametrize("command", ["status", "clusters", "failures", "similar x", "subscribe c01"])
+def test_a_command_that_reads_makes_no_file_before_the_first_run(murmur: Murmur, command: str) -> None:
+    says(murmur(*command.split()), 2, "murmur.db", "murmur run")
+    assert list(Path().iterdir()) == []
+
+
+def test_no_java_names_java_17_and_the_other_engine(
+    murmur: Murmur, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, "copy")
+    monkeypatch.chdir("copy")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    says(murmur("-q", "cluster", "--engine", "spark", "--clusters", "3"), 1, "Java 17", "--engine sklearn")
+
+
+@pytest.mark.parametrize("verb", ["status", "load", "publish"])
+def test_nobody_at_kafka_is_said_within_seconds(murmur: Murmur, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "config.yaml").write_text("bus: kafka://127.0.0.1:1\n")
+    (tmp_path / "murmur.db").touch()
+    says(murmur("-q", verb), 1, "kafka://127.0.0.1:1", "refused")
+
+
+def test_nobody_at_mongodb_is_said_within_seconds(murmur: Murmur, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("store: mongodb://user:secret@127.0.0.1:1/music\n")
+    done = murmur("-q", "status")
+    says(done, 1, "mongodb://127.0.0.1:1/music")
+    assert "secret" not in done.err
+
+
+def test_more_clusters_than_tracks_is_wrong_usage(murmur: Murmur, finished: Path) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    says(murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "7"), 2, "7", "6")
+
+
+def test_an_unknown_cluster_lists_those_there_are(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    says(murmur("subscribe", "c99"), 2, "c99", "c01, c02")
+
+
+def test_an_unknown_track_says_how_to_name_one(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    says(murmur("similar", "no such song"), 2, "no such song")
+
+
+def test_a_part_of_a_title_that_fits_several_lists_them(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    says(murmur("similar", "tone"), 2, "tone 0", "tone 1")
+
+
+def test_a_track_is_found_by_path_by_id_and_by_a_part_of_its_title(murmur: Murmur, finished: Path, tones: Path) -> None:
+    os.chdir(finished)
+    by_path = json.loads(murmur("similar", tones / "tone 1.wav", "--json").out)
+    by_title = json.loads(murmur("similar", "tone 1", "--json").out)
+    back = json.loads(murmur("similar", by_path[0]["track_id"], "--json").out)
+    assert by_path == by_title
+    assert {Path(near["path"]).name for near in by_path[:2]} == {"tone 0.wav", "tone 2.wav"}
+    assert len(back) == 5
+
+
+def test_a_text_file_named_mp3_an_empty_file_and_a_name_that_is_not_utf8_are_reported_and_the_rest_goes_on(
+    murmur: Murmur, tones: Path
+) -> None:
+    shutil.copytree(tones, "music")
+    Path("music/words.mp3").write_text("These are words. " * 1000)
+    Path("music/empty.ogg").touch()
+    soundfile.write("music/chord.wav", np.sin(np.arange(66_150) / 7) / 4 + np.sin(np.arange(66_150) / 9) / 4, 22_050)
+    Path("music/chord.wav").rename(os.fsdecode(b"music/caf\xe9.wav"))
+    done = murmur("-q", "run", "music", "--engine", "sklearn")
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert "2 of 9 files" in done.err
+    assert "max_failures" in done.err
+    listed = {Path(one["path"]).name: one for one in json.loads(murmur("failures", "--json").out)}
+    assert listed.keys() == {"words.mp3", "empty.ogg"}
+    assert all(one["message"] and one["advice"] for one in listed.values())
+    assert murmur("failures", "show", "words").out.count("words.mp3") >= 1
+    again = murmur("-q", "run", "music", "--engine", "sklearn")
+    assert again.code == 0
+    assert "nothing computed, written or sent" in again.out
+    assert json.loads(murmur("status", "--json").out)["tracks"] == 7
+
+
+def test_status_says_what_there_is(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    found = json.loads(murmur("status", "--json").out)
+    assert (found["tracks"], found["failures"], found["not_loaded_yet"], found["dead_letters"]) == (6, 0, 0, 0)
+    assert found["run_in_force"] == found["latest_run"]
+    assert "run in force" in murmur("status").out
+
+
+def test_doctor_examines_everything_and_makes_no_file(murmur: Murmur, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("clustering: {engine: sklearn}\n")
+    done = murmur("doctor", "--json")
+    assert done.code == 0
+    checks = json.loads(done.out)
+    assert all(check["ok"] for check in checks)
+    assert {"config", "store", "bus", "codecs"} <= {check["what"] for check in checks}
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_doctor_fails_where_something_is_missing(murmur: Murmur, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("bus: kafka://127.0.0.1:1\nclustering: {engine: sklearn}\n")
+    done = murmur("doctor")
+    assert done.code == 1
+    assert "kafka://127.0.0.1:1" in done.out
+
+
+def test_the_suggested_commands_of_a_run_work_as_they_are_pasted(finished: Path, tones: Path) -> None:
+    murmur = Path(sys.executable).with_name("murmur")
+    link = finished / "bin" / "murmur"
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(murmur)
+    said = subprocess.run(
+        ["bin/murmur", "run", tones, "--engine", "sklearn"], cwd=finished, check=True, capture_output=True, text=True
+    ).stdout
+    suggested = [line.strip() for line in said.partition("Try next:")[2].splitlines() if line.strip()]
+    assert len(suggested) == 3
+    for line in suggested:
+        done = subprocess.run(line, shell=True, cwd=finished, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+        assert done.stdout
