@@ -159,11 +159,8 @@ def read_to_end(
     """Yield the messages from `start` (default: the beginning) to the end that is there now."""
     consumer = bus.consumer(topics, start=start)
     try:
-        while True:
-            done = consumer.at_end()
-            yield from (messages := consumer.poll(0.0 if done else 1.0))
-            if done and not messages:
-                return
+        while not consumer.at_end():
+            yield from consumer.poll()
     finally:
         consumer.close()
 

@@ -1,0 +1,531 @@
+"""The bus on Kafka: idempotent and transactional producers, consumers of committed messages only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
+
+import kafka
+from kafka import errors
+from kafka.admin import ConfigResource, OffsetSpec
+from kafka.protocol.consumer import IsolationLevel
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from core.bus import Headers, Message, Offsets, Topic, TopicPartition
+from core.errors import BackendError, ConfigError, FencedError
+from core.names import bare_url
+
+TIMEOUT = 5.0
+"""Seconds until a server that does not answer is given up."""
+COMMIT_TIMEOUT_MS = 30_000
+SESSION_TIMEOUT_MS = 10_000
+"""Until a group goes on without a consumer that died."""
+REQUEST_TIMEOUT_MS = 12_000
+"""Longer than a session."""
+DELIVERY_TIMEOUT_MS = 60_000
+"""Until a message without an acknowledgement is an error; long enough for a broker to be restarted."""
+TRANSACTION_TIMEOUT_MS = 15_000
+"""Until a transaction that its producer abandoned no longer holds up the readers."""
+TOMBSTONE_RETENTION_MS = 7 * 24 * 3600 * 1000
+DEAD_LETTER_RETENTION_MS = 14 * 24 * 3600 * 1000
+DEAD_LETTER_HEADROOM = 64 * 1024
+"""Bytes that a dead letter's headers may add to the largest message."""
+BATCH_BYTES = 128 * 1024
+BUFFER_BYTES = 32 * 1024 * 1024
+"""Sent without an acknowledgement: the driver itself takes messages until the memory ends."""
+REQUEST_BYTES = 50 * 1024 * 1024
+"""Half of what a broker accepts."""
+SLICE = 0.1
+"""Seconds after which a reader that is behind looks whether it is at the end: what is aborted is never returned."""
+RECENT = 30.0
+"""Seconds for which a failed connection explains what fails next."""
+NO_ANSWER = (
+    errors.KafkaConnectionError,
+    errors.KafkaTimeoutError,
+    errors.NodeNotReadyError,
+    errors.RequestTimedOutError,
+)
+
+T = TypeVar("T")
+
+
+class Limits(NamedTuple):
+    """What a topic takes."""
+
+    message_bytes: int
+    compacted: bool
+
+
+class KafkaBus:
+    """`Bus` on Kafka; its promises are in `core.bus.Bus`.
+
+    Parameters
+    ----------
+    url : str
+        ``kafka://host:9092,host2:9092``.
+
+    Raises
+    ------
+    ConfigError
+        If the URL holds anything but hosts and ports.
+    BackendError
+        If there is nobody there within 5 s.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = bare_url(url)
+        self._servers = _servers(url)
+        self.opened: set[Producer | Consumer] = set()
+        """What `close` has to close."""
+        self._wanted: set[str] = set()
+        with self.translated():
+            self._admin = kafka.KafkaAdminClient(**self._connection)
+
+    def create_topics(self, topics: Iterable[Topic]) -> None:
+        """Create those that do not exist yet."""
+        wanted = {topic.name: topic for topic in topics}
+        self._wanted |= wanted.keys()
+        for name in wanted.keys() & set(self.topics()):
+            del wanted[name]
+        if not wanted:
+            return
+        limit = self._broker_limit() if any(topic.cleanup == "delete" for topic in wanted.values()) else 0
+        settings = {
+            topic.name: {
+                "num_partitions": topic.partitions,
+                "replication_factor": topic.replication,
+                "configs": _configs(topic, limit),
+            }
+            for topic in wanted.values()
+        }
+        with self.translated(), suppress(errors.TopicAlreadyExistsError):
+            self._ask(self._admin.create_topics, settings)
+        with self.translated():
+            self._admin.wait_for_topics(list(wanted))
+
+    def topics(self) -> list[str]:
+        """Return the names of the existing topics, those of the server left out."""
+        with self.translated():
+            return sorted(name for name in self._ask(self._admin.list_topics) if not name.startswith("__"))
+
+    def producer(self, transactional_id: str | None = None) -> Producer:
+        """Open a producer; with an id, it fences the former producer of that id."""
+        return Producer(self, transactional_id)
+
+    def consumer(
+        self, topics: Iterable[str], *, group: str | None = None, start: Mapping[TopicPartition, int] | None = None
+    ) -> Consumer:
+        """Open a consumer of existing topics."""
+        return Consumer(self, self.partitions(topics), group, start or {})
+
+    def committed(self, group: str, topics: Iterable[str]) -> Offsets:
+        """Return the committed offsets of a group."""
+        wanted = set(topics)
+        with self.translated():
+            offsets = self._ask(self._admin.list_group_offsets, group)[group]
+        return {
+            TopicPartition(*partition): committed.offset
+            for partition, committed in offsets.items()
+            if partition.topic in wanted and committed.offset >= 0
+        }
+
+    def ends(self, topics: Iterable[str]) -> Offsets:
+        """Return the end of each partition, as a reader of committed transactions sees it."""
+        return self.ends_of(self.partitions(topics))
+
+    def close(self) -> None:
+        """Close every connection, those of producers and consumers included."""
+        for client in list(self.opened):
+            client.close()
+        self._admin.close()
+
+    def ends_of(self, partitions: Iterable[TopicPartition]) -> Offsets:
+        """Return the ends of some partitions."""
+        latest = {kafka.TopicPartition(*partition): OffsetSpec.LATEST for partition in partitions}
+        if not latest:
+            return {}
+        with self.translated():
+            ends = self._ask(self._admin.list_partition_offsets, latest, isolation_level=IsolationLevel.READ_COMMITTED)
+        return {TopicPartition(*partition): end.offset for partition, end in ends.items()}
+
+    def partitions(self, topics: Iterable[str]) -> list[TopicPartition]:
+        """Return the partitions of existing topics.
+
+        The driver's producers and consumers would wait for a missing one, or let the broker create it:
+        version 3.0 takes ``allow_auto_create_topics`` and does nothing with it.
+        """
+        names = list(topics)
+        if not names:
+            return []
+        with self.translated():
+            described = self._ask(self._admin.describe_topics, names)
+        if missing := sorted({*names} - {topic["name"] for topic in described if not topic["error_code"]}):
+            raise _missing_topic(self.url, missing[0])
+        return [
+            TopicPartition(topic["name"], partition["partition_index"])
+            for topic in described
+            for partition in topic["partitions"]
+        ]
+
+    def limits(self, topic: str, known: Mapping[str, Limits]) -> dict[str, Limits]:
+        """Return what `topic` takes, and with it what every topic takes that was asked to be created."""
+        keys = {"cleanup.policy": None, "max.message.bytes": None}
+        names = {topic} | (self._wanted - known.keys())
+        with self.translated():
+            resources = [ConfigResource("topic", name, keys) for name in names]
+            described = self._ask(self._admin.describe_configs, resources, config_filter="all")["topic"]
+        if not described[topic]:
+            raise _missing_topic(self.url, topic)
+        return {
+            name: Limits(int(found["max.message.bytes"]["value"]), "compact" in found["cleanup.policy"]["value"])
+            for name, found in described.items()
+            if found
+        }
+
+    def connect(self, client: Callable[..., T], **settings: Any) -> T:
+        """Open one more client of the driver."""
+        with self.translated():
+            return client(**self._connection, allow_auto_create_topics=False, **settings)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise the driver's errors as `BackendError`."""
+        try:
+            yield
+        except errors.KafkaError as error:
+            raise _backend_error(self.url, error) from error
+
+    @property
+    def _connection(self) -> dict[str, Any]:
+        return {
+            "bootstrap_servers": self._servers,
+            "bootstrap_timeout_ms": int(TIMEOUT * 1000),
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            "reconnect_backoff_max_ms": 1000,
+            "client_id": "murmuration",
+        }
+
+    def _ask(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Ask the server, again while it is still finding its feet: a fresh one has no coordinator yet."""
+        again = retry_if_exception_type(errors.RetriableError)
+        patience = Retrying(retry=again, stop=stop_after_delay(TIMEOUT), wait=wait_fixed(0.1), reraise=True)
+        return patience(call, *arguments, **options)
+
+    def _broker_limit(self) -> int:
+        """Return the largest message that the brokers take unless a topic says otherwise, in bytes."""
+        with self.translated():
+            node = self._ask(self._admin.describe_cluster)["brokers"][0]["broker_id"]
+            resource = ConfigResource("broker", str(node), {"message.max.bytes": None})
+            found = self._ask(self._admin.describe_configs, [resource], config_filter="all")["broker"]
+        return int(found[str(node)]["message.max.bytes"]["value"])
+
+
+class Producer:
+    """`core.bus.Producer` on Kafka."""
+
+    def __init__(self, bus: KafkaBus, transactional_id: str | None) -> None:
+        self._bus = bus
+        self._id = transactional_id
+        self._limits: dict[str, Limits] = {}
+        self._futures: list[Any] = []
+        self._buffered = 0
+        self._last: Offsets = {}
+        self._fenced = False
+        self._driver = bus.connect(
+            kafka.KafkaProducer,
+            acks="all",
+            enable_idempotence=True,
+            compression_type="zstd",
+            batch_size=BATCH_BYTES,
+            max_request_size=REQUEST_BYTES,
+            max_block_ms=REQUEST_TIMEOUT_MS,
+            retry_backoff_ms=10,
+            delivery_timeout_ms=DELIVERY_TIMEOUT_MS if transactional_id is None else TRANSACTION_TIMEOUT_MS,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        )
+        bus.opened.add(self)
+        if transactional_id is not None:
+            self._bounded(self._driver.init_transactions)
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        """Hand over a message. What the topic would refuse is refused here: it would end the driver's producer."""
+        limits = self._limits.get(topic) or self._prepare(topic)
+        if key is None and (limits.compacted or value is None):
+            raise BackendError(f"{self._bus.url}: a message without a key does not fit into {topic}; give it one")
+        size = _batch_size(key, value, headers)
+        if size > (limit := min(limits.message_bytes, REQUEST_BYTES)):
+            raise BackendError(
+                f"{self._bus.url}: a message of {size} bytes exceeds the {limit} that {topic} takes; "
+                "raise the topic's max.message.bytes"
+            )
+        if self._buffered + size > BUFFER_BYTES:
+            self.flush()
+        with self._translated():
+            self._futures.append(self._driver.send(topic, value, key, list(headers)))
+        self._buffered += size
+
+    def flush(self) -> None:
+        """Wait for every acknowledgement; the driver's own flush does not say when one is an error."""
+        with self._translated():
+            self._driver.flush()
+            for future in self._futures:
+                if future.failed():
+                    raise future.exception
+                self._last[TopicPartition(future.value.topic, future.value.partition)] = future.value.offset
+        self._futures, self._buffered = [], 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make what is sent inside readable as a whole, or never."""
+        if self._id is None:
+            raise BackendError(f"{self._bus.url}: a producer without a transactional_id has no transactions")
+        if self._fenced:
+            raise self._taken_over()
+        self._last.clear()
+        with self._translated():
+            self._driver.begin_transaction()
+        try:
+            yield
+            self.flush()
+            self._bounded(self._driver.commit_transaction)
+        except BaseException:
+            self._abort()
+            raise
+        self._await_readers()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._bus.opened.discard(self)
+        with suppress(errors.KafkaTimeoutError):
+            self._driver.close(timeout=TIMEOUT)
+
+    def _prepare(self, topic: str) -> Limits:
+        """Learn what the topics take, and let the driver find them together: one by one takes it 0.1 s each."""
+        found = self._bus.limits(topic, self._limits)
+        with self._translated(), ThreadPoolExecutor(max_workers=64) as pool:
+            list(pool.map(self._driver.partitions_for, found))
+        self._limits |= found
+        return self._limits[topic]
+
+    def _await_readers(self) -> None:
+        """Wait until readers see the transaction: the broker answers a commit a moment before they do."""
+        deadline = time.monotonic() + TIMEOUT
+        while not all(end > self._last[partition] for partition, end in self._bus.ends_of(self._last).items()):
+            if time.monotonic() > deadline:  # somebody else's open transaction holds the readers up
+                return
+            time.sleep(0.002)
+
+    def _abort(self) -> None:
+        """Abort; where that fails too, the first error tells more, and the broker aborts after the timeout."""
+        with suppress(BackendError):
+            self._bounded(self._driver.abort_transaction)
+        self._futures, self._buffered = [], 0
+
+    def _bounded(self, call: Callable[[], None]) -> None:
+        """Call the driver in a thread of its own: it waits without end for a server that is gone."""
+        outcome: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                call()
+                outcome.set_result(None)
+            except errors.KafkaError as error:
+                outcome.set_exception(error)
+
+        Thread(target=run, daemon=True).start()
+        with self._translated():
+            try:
+                outcome.result(TRANSACTION_TIMEOUT_MS / 1000)
+            except TimeoutError as error:
+                raise errors.KafkaTimeoutError("no answer") from error
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise the driver's errors as `BackendError`; only a message's own error says that this producer is fenced."""
+        try:
+            with self._bus.translated():
+                yield
+        except BackendError as error:
+            causes = [error.__cause__, *(future.exception for future in self._futures if future.failed())]
+            if any(
+                isinstance(cause, errors.ProducerFencedError | errors.InvalidProducerEpochError) for cause in causes
+            ):
+                self._fenced = True
+                raise self._taken_over() from error.__cause__
+            raise
+
+    def _taken_over(self) -> FencedError:
+        return FencedError(
+            f"{self._bus.url}: another process took over {self._id}, or a transaction took longer than "
+            f"{TRANSACTION_TIMEOUT_MS // 1000} s; leave the work to the other, or start again"
+        )
+
+
+class Consumer:
+    """`core.bus.Consumer` on Kafka."""
+
+    def __init__(
+        self,
+        bus: KafkaBus,
+        partitions: list[TopicPartition],
+        group: str | None,
+        start: Mapping[TopicPartition, int],
+    ) -> None:
+        self._bus = bus
+        self._group = group
+        self._partitions = partitions
+        self._ahead: Offsets = {} if group else bus.ends_of(partitions)
+        """The ends seen when reading began, until they are reached."""
+        self._begun = set(self._ahead)
+        self._joined = _Joined()
+        self._driver = bus.connect(
+            kafka.KafkaConsumer,
+            group_id=group,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+        )
+        bus.opened.add(self)
+        if group:
+            topics = sorted({topic for topic, _ in partitions})
+            for topic in topics:  # a member that does not know its topics yet would assign itself nothing at first
+                self._driver.partitions_for_topic(topic)
+            self._driver.subscribe(topics, listener=self._joined)
+            return
+        self._driver.assign([kafka.TopicPartition(*partition) for partition in partitions])
+        for partition in start.keys() & set(partitions):
+            self._driver.seek(kafka.TopicPartition(*partition), start[partition])
+
+    def poll(self, timeout: float = 1.0, max_records: int = 500) -> list[Message]:
+        """Return the next messages, [] also once the end is found to be reached; moves the position."""
+        behind, deadline = not self.at_end(), time.monotonic() + timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            with self._bus.translated():
+                slice_ms = int(1000 * (min(left, SLICE) if behind else left))
+                found = self._driver.poll(timeout_ms=slice_ms, max_records=max_records)
+            if found or (behind and self.at_end()):
+                break
+            if not left:
+                if behind:  # the driver does not mention that its server is gone: ask
+                    self._bus.ends_of(self._partitions[:1])
+                break
+        return [_message(record) for records in found.values() for record in records]
+
+    def commit(self) -> None:
+        """Persist the position, which is beyond the marks of transactions that follow the last message."""
+        if self._group is None:
+            raise BackendError(f"{self._bus.url}: a consumer without a group has nothing to commit")
+        with self._bus.translated():
+            self._driver.commit(timeout_ms=COMMIT_TIMEOUT_MS)
+
+    def at_end(self) -> bool:
+        """Return whether every position has reached the end seen when reading began."""
+        if self._group and not self._joined.once:
+            return False
+        assigned = self._driver.assignment()
+        if unseen := assigned - self._begun:
+            self._ahead |= self._bus.ends_of(unseen)
+        self._begun = assigned
+        self._ahead = {at: end for at, end in self._ahead.items() if at in assigned and not self._reached(at, end)}
+        return not self._ahead
+
+    def _reached(self, partition: TopicPartition, end: int) -> bool:
+        with self._bus.translated():
+            position = self._driver.position(kafka.TopicPartition(*partition), timeout_ms=int(TIMEOUT * 1000))
+        return position is not None and position >= end
+
+    def close(self) -> None:
+        """Leave the group, without a commit."""
+        self._bus.opened.discard(self)
+        with suppress(errors.KafkaError):
+            self._driver.close(autocommit=False, timeout_ms=int(TIMEOUT * 1000))
+
+
+class _Joined(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
+    """Know whether the group has ever given this consumer its partitions, be it none."""
+
+    once = False
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        self.once = True
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        """Do nothing: what was read and not committed is delivered again."""
+
+
+class _DriverLog(logging.Handler):
+    """Keep the driver's log away from the user's terminal, and remember why a connection failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cause, self._time = "", 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        logging.getLogger(__name__).debug("%s: %s", record.name, text)
+        if found := re.search(r"onnection (?:to \S+ )?(?:failed|lost): (.+)", text):
+            cause = found[1].partition(" (backoff")[0].removeprefix("KafkaConnectionError: ")
+            self._cause = re.sub(r"^(\d+) E[A-Z]+$", lambda number: os.strerror(int(number[1])), cause)
+            self._time = record.created
+
+    def cause(self) -> str:
+        """Return why a connection has just failed: the driver's exceptions do not say."""
+        return self._cause if time.time() - self._time < RECENT else ""
+
+
+_driver_log = _DriverLog()
+logging.getLogger("kafka").setLevel(logging.WARNING)
+logging.getLogger("kafka").addHandler(_driver_log)
+logging.getLogger("kafka").propagate = False
+
+
+def _servers(url: str) -> list[str]:
+    servers = url.removeprefix("kafka://").rstrip("/").split(",")
+    if not all(re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", server) for server in servers):
+        raise ConfigError(f"bus.url: {bare_url(url)!r} is not host:port,…; write kafka://host:9092")
+    return servers
+
+
+def _configs(topic: Topic, limit: int) -> dict[str, str]:
+    """Return the settings of a new topic: one that is not compacted holds dead letters."""
+    if topic.cleanup == "compact":
+        return {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONE_RETENTION_MS)}
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(DEAD_LETTER_RETENTION_MS),
+        "max.message.bytes": str(limit + DEAD_LETTER_HEADROOM),
+    }
+
+
+def _batch_size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    """Return the most bytes that a message takes on the broker: alone in a batch that zstd cannot compress."""
+    parts = [key or b"", value or b"", *(part for name, text in headers for part in (name.encode(), text))]
+    content = sum(map(len, parts))
+    return content + 5 * len(parts) + content // 4096 + 128
+
+
+def _message(record: Any) -> Message:
+    headers = tuple((name, text or b"") for name, text in record.headers)
+    return Message(record.topic, record.partition, record.offset, record.key, record.value, headers, record.timestamp)
+
+
+def _missing_topic(url: str, topic: str) -> BackendError:
+    return BackendError(f"{url}: there is no topic {topic}; `murmur extract` and `murmur publish` create theirs")
+
+
+def _backend_error(url: str, error: errors.KafkaError) -> BackendError:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, NO_ANSWER):
+        cause = _driver_log.cause() or text
+        return BackendError(f"{url}: no connection: {cause}; start Kafka there, or correct bus.url", retriable=True)
+    return BackendError(f"{url}: Kafka refuses: {text}", retriable=bool(error.retriable))

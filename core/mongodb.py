@@ -1,0 +1,255 @@
+"""The store on MongoDB: a collection per kind of record, each write guarded by its revision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import bson
+import pymongo
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo import errors
+from pymongo.uri_parser import parse_uri
+
+from core.errors import BackendError, ConfigError
+from core.names import bare_url
+from core.records import Record
+from core.store import Document, R, Upserted
+
+TIMEOUT_MS = 5000
+"""Until a first connection has failed."""
+WRITE_TIMEOUT_MS = 30_000
+"""Until a write that no majority has acknowledged has failed."""
+PAGE = 100
+"""Documents per page of a scan; the server sends fewer where they exceed 16 MB."""
+LIMIT = 16 * 1024 * 1024
+"""Bytes of a document, in every MongoDB."""
+LIVING = {"deleted": {"$ne": True}}
+DUPLICATE_KEY = 11000
+WRONG_PASSWORD = 18
+NOT_ALLOWED = frozenset({13, 8000})
+BAD_DOCUMENT = frozenset({2, 9, 15, 22, 52, 53, 56, 57, 121, 10334, 17419, 17420})
+"""The server's codes that blame the document and nothing else: invalid, too large, too deep, against a validator."""
+
+Guarded = tuple[Document, RawBSONDocument]
+"""A document and the filter that only an older one matches."""
+
+
+class MongoStore:
+    """`Store` on MongoDB; its promises are in `core.store.Store`.
+
+    A document is its record under ``_id``, a deletion mark ``{_id, rev, deleted: true}``.
+
+    Parameters
+    ----------
+    url : str
+        ``mongodb://host:27017/database``, with the user info and options that MongoDB's URLs have.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is malformed or names no database.
+    BackendError
+        If there is nobody there within 5 s, or the server refuses the user or shows no trusted certificate.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = bare_url(url)
+        try:
+            if (name := parse_uri(url)["database"]) is None:
+                raise errors.InvalidURI("no database")
+            # Every write here may be repeated, and a server that is no replica set refuses the driver's own repetition.
+            self._client: pymongo.MongoClient[Document] = pymongo.MongoClient(
+                url,
+                w="majority",
+                journal=True,
+                wTimeoutMS=WRITE_TIMEOUT_MS,
+                retryWrites=False,
+                serverSelectionTimeoutMS=TIMEOUT_MS,
+                connectTimeoutMS=TIMEOUT_MS,
+                appname="murmuration",
+            )
+        except (errors.PyMongoError, ValueError, OSError) as error:
+            raise _bad_url(self.url) from error
+        self._database = self._client[name]
+        try:
+            with self._translated():
+                self._database.command("ping")
+        except BackendError:
+            self._client.close()
+            raise
+
+    def upsert(self, records: Sequence[Record]) -> Upserted:
+        """Write what is newer than the stored record."""
+        if not records:
+            return Upserted(0, {})
+        documents = ({"_id": record.key, **record.model_dump()} for record in records)
+        return self._replace(records[0].collection, documents)
+
+    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
+        """Mark keys as deleted."""
+        marks = ({"_id": key, "rev": rev, "deleted": True} for key, rev in revs.items())
+        return self._replace(kind.collection, marks).written
+
+    def get(self, kind: type[R], key: str) -> R | None:
+        """Return one record, or None."""
+        with self._translated():
+            document = self._database[kind.collection].find_one({"_id": key, **LIVING})
+        return kind.from_document(document) if document else None
+
+    def scan(
+        self,
+        kind: type[Record],
+        *,
+        fields: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        prefix: str = "",
+    ) -> Iterator[Document]:
+        """Stream documents in order of their key, page by page: no cursor stays open that could be lost."""
+        collection = self._database[kind.collection]
+        projection = None if fields is None else dict.fromkeys(fields, 1)
+        keys = _starting_with(prefix)
+        while True:
+            with self._translated():
+                found = collection.find({**(where or {}), **LIVING, **keys}, projection)
+                # A negative limit: one answer and no cursor.
+                page = list(found.sort("_id").limit(-PAGE))
+            if not page:
+                return
+            keys["_id"] = {**keys.get("_id", {}), "$gt": page[-1]["_id"]}
+            for document in page:
+                del document["_id"]
+                yield document
+
+    def count(self, kind: type[Record], where: Mapping[str, Any] | None = None) -> int:
+        """Count records, deleted ones left out."""
+        with self._translated():
+            return self._database[kind.collection].count_documents({**(where or {}), **LIVING})
+
+    def purge(self, kind: type[Record], prefix: str) -> int:
+        """Remove records and marks by the start of their key."""
+        with self._translated():
+            return self._database[kind.collection].delete_many(_starting_with(prefix)).deleted_count
+
+    def size(self) -> int:
+        """Return the bytes that the server says the database takes, indexes included; 0 where it does not say."""
+        with self._translated():
+            stats = self._database.command("dbStats")
+        return int(stats.get("storageSize", 0) + stats.get("indexSize", 0))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _replace(self, collection: str, documents: Iterator[Document]) -> Upserted:
+        """Replace whole documents by newer ones.
+
+        A `rev` that is not newer matches nothing, so the upsert inserts, and collides with the stored ``_id``: either
+        stale, or two first writes have raced. The second attempt, without upsert, tells which and loses neither.
+        """
+        guarded: list[Guarded] = []
+        refused: dict[str, str] = {}
+        for document in documents:
+            if problem := _encode(document, guarded):
+                refused[document["_id"]] = problem
+        with self._translated():
+            written, collided = self._bulk(collection, guarded, refused, upsert=True)
+            written_again, _ = self._bulk(collection, collided, refused, upsert=False)
+        return Upserted(written + written_again, refused)
+
+    def _bulk(
+        self, collection: str, guarded: list[Guarded], refused: dict[str, str], *, upsert: bool
+    ) -> tuple[int, list[Guarded]]:
+        """Return how many were written and those that collided; add the others' reasons to `refused`."""
+        if not guarded:
+            return 0, []
+        requests: list[pymongo.ReplaceOne[Document]] = [
+            pymongo.ReplaceOne(guard, document, upsert=upsert) for guard, document in guarded
+        ]
+        try:
+            result: Mapping[str, Any] = self._database[collection].bulk_write(requests, ordered=False).bulk_api_result
+        except errors.BulkWriteError as error:
+            result = error.details
+            self._check(result)
+        collided = []
+        for failure in result["writeErrors"]:
+            guard, _ = one = guarded[failure["index"]]
+            if failure["code"] == DUPLICATE_KEY:
+                collided.append(one)
+            else:
+                refused[guard["_id"]] = f"MongoDB refuses it: {_line(failure['errmsg'])}"
+        return result["nMatched"] + result["nUpserted"], collided
+
+    def _check(self, result: Mapping[str, Any]) -> None:
+        """Raise if a write failed for another reason than its document."""
+        for failure in result["writeErrors"]:
+            if failure["code"] not in BAD_DOCUMENT | {DUPLICATE_KEY}:
+                raise BackendError(f"{self.url}: a write failed: {_line(failure['errmsg'])}; look at the server's log")
+        for failure in result["writeConcernErrors"]:
+            raise BackendError(
+                f"{self.url}: writes were not acknowledged as durable: {_line(failure['errmsg'])}; "
+                "try again when the replica set has its majority",
+                retriable=True,
+            )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.ConnectionFailure as error:
+            raise BackendError(f"{self.url}: {self._cause(error)}", retriable=True) from error
+        except errors.OperationFailure as error:
+            raise BackendError(f"{self.url}: {_refusal(error)}") from error
+        except (errors.PyMongoError, BSONError, UnicodeEncodeError, OverflowError) as error:
+            raise BackendError(f"{self.url}: MongoDB cannot do this: {_line(error)}") from error
+
+    def _cause(self, error: errors.ConnectionFailure) -> str:
+        """Return what went wrong with the connection, and what to do: the driver's own text is a page long."""
+        servers = self._client.topology_description.server_descriptions().values()
+        cause = _line(next((server.error for server in servers if server.error), error)).partition(" (configured")[0]
+        if "SSL" in cause or "certificate" in cause:
+            return f"no trusted connection: {cause}; name the authority's certificate with ?tlsCAFile=… in store.url"
+        return f"no connection: {cause}; start MongoDB there, or correct store.url"
+
+
+def _bad_url(url: str) -> ConfigError:
+    """Say what would be right; the driver's own text may quote a part of the password."""
+    return ConfigError(
+        f"store.url: {url!r} is no MongoDB URL with a database, or an option of it is wrong; "
+        "write mongodb://host:27017/music, and special characters of a password as %XX"
+    )
+
+
+def _starting_with(prefix: str) -> dict[str, dict[str, str]]:
+    """Return a filter of keys; the end of the range is the prefix with its last character raised."""
+    return {"_id": {"$gte": prefix, "$lt": prefix[:-1] + chr(ord(prefix[-1]) + 1)}} if prefix else {}
+
+
+def _encode(document: Document, guarded: list[Guarded]) -> str | None:
+    """Append the document, encoded, with its guard; or return why MongoDB cannot hold it.
+
+    Each alone: in a bulk the driver refuses all of them for one, without saying which.
+    """
+    try:
+        data = bson.encode(document)
+    except (BSONError, UnicodeEncodeError, OverflowError) as error:
+        return f"not a MongoDB document: {_line(error)}"
+    if len(data) > LIMIT:
+        return f"{len(data)} bytes as a MongoDB document, the limit is {LIMIT}"
+    guarded.append(({"_id": document["_id"], "rev": {"$lt": document["rev"]}}, RawBSONDocument(data)))
+    return None
+
+
+def _refusal(error: errors.OperationFailure) -> str:
+    if error.code == WRONG_PASSWORD:
+        return "wrong user or password in store.url, or a user of another database: add ?authSource=admin"
+    if error.code in NOT_ALLOWED:
+        return f"not allowed: {_line(error)}; give store.url a user that may read and write this database"
+    return f"MongoDB refuses: {_line(error)}"
+
+
+def _line(error: object) -> str:
+    """Return a text of the driver or the server as one line of moderate length."""
+    return " ".join(str(error).partition(", full error:")[0].split())[:300]

@@ -1,0 +1,60 @@
+"""The real servers, each started once for the whole run and only if a test asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import servers
+
+Run = Callable[[Path], AbstractContextManager[str]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the Kafka driver be imported although it reads its schemas in a deprecated way."""
+    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the URL of a Kafka broker: ``KAFKA_URL``, or one that is started here."""
+    yield from _server("kafka", servers.kafka, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the URL of a MongoDB, without a database: ``MONGODB_URL``, or a wire server that is started here."""
+    yield from _server("mongodb", servers.mongodb, tmp_path_factory)
+
+
+@pytest.fixture
+def own_kafka() -> Run:
+    """Return what runs a broker on a folder: for tests that let it go away."""
+    _require("kafka")
+    return servers.kafka
+
+
+@pytest.fixture
+def own_mongodb() -> Run:
+    """Return what runs a MongoDB-wire server on a folder: for tests that let it go away."""
+    _require("mongodb")
+    return servers.mongodb
+
+
+def _server(name: str, run: Run, folders: pytest.TempPathFactory) -> Iterator[str]:
+    if url := os.environ.get(f"{name.upper()}_URL"):
+        yield url
+        return
+    _require(name)
+    with run(folders.mktemp(name)) as url:
+        yield url
+
+
+def _require(name: str) -> None:
+    """Skip where the server cannot be had; in CI, where all servers are, fail."""
+    if reason := servers.missing(name):
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(reason)

@@ -1,0 +1,263 @@
+"""What is particular to Kafka; its promises as a bus are in ``test_core_bus.py``."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import kafka
+import pytest
+from conftest import Run
+from kafka.admin import ConfigResource
+from test_core_bus import GiveUpError, drain, everything, send, values
+
+from core.bus import Topic, open_bus, read_to_end
+from core.errors import BackendError, ConfigError, FencedError
+from core.kafka import KafkaBus
+
+
+@pytest.fixture
+def bus(kafka_url: str) -> Iterator[KafkaBus]:
+    bus = KafkaBus(kafka_url)
+    yield bus
+    bus.close()
+
+
+@pytest.fixture
+def admin(kafka_url: str) -> Iterator[kafka.KafkaAdminClient]:
+    with kafka.KafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://").split(",")) as admin:
+        yield admin
+
+
+@pytest.fixture
+def topic(bus: KafkaBus) -> str:
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    bus.create_topics([Topic(name, "compact")])
+    return name
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.kafka.TIMEOUT", 0.5)
+
+
+def settings(admin: kafka.KafkaAdminClient, topic: str, *names: str) -> list[str]:
+    resource = ConfigResource("topic", topic, dict.fromkeys(names))
+    found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
+    return [found[name]["value"] for name in names]
+
+
+# Topics
+
+
+@pytest.mark.servers
+def test_a_compacted_topic_keeps_tombstones_for_a_week(admin: kafka.KafkaAdminClient, topic: str) -> None:
+    found = settings(admin, topic, "cleanup.policy", "delete.retention.ms")
+    assert found == ["compact", str(7 * 24 * 3600 * 1000)]
+
+
+@pytest.mark.servers
+def test_dead_letters_are_kept_for_two_weeks_and_may_be_larger_than_their_originals(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    bus.create_topics([Topic(f"{topic}.dlq", "delete")])
+    policy, retention, limit = settings(admin, f"{topic}.dlq", "cleanup.policy", "retention.ms", "max.message.bytes")
+    assert (policy, retention) == ("delete", str(14 * 24 * 3600 * 1000))
+    assert int(limit) == int(*settings(admin, topic, "max.message.bytes")) + 64 * 1024
+
+
+@pytest.mark.servers
+def test_a_topic_has_the_partitions_that_were_asked_for(bus: KafkaBus) -> None:
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    bus.create_topics([Topic(name, "compact", partitions=3)])
+    assert sorted(partition.partition for partition in bus.ends([name])) == [0, 1, 2]
+
+
+@pytest.mark.servers
+def test_after_compaction_the_last_values_remain_and_a_reader_still_finds_the_end(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient
+) -> None:
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    eager = {"cleanup.policy": "compact", "segment.ms": "500", "min.cleanable.dirty.ratio": "0.01"}
+    admin.create_topics(
+        {name: {"num_partitions": 1, "replication_factor": 1, "configs": eager}}, wait_for_metadata=True
+    )
+    producer = bus.producer(f"publisher.{uuid.uuid4().hex}")
+    for n in range(40):
+        with producer.transaction():
+            producer.send(name, b"a", b"%d" % n)
+            producer.send(name, b"b", b"%d" % n)
+        with suppress(GiveUpError), producer.transaction():
+            producer.send(name, b"a", b"lost")
+            raise GiveUpError
+        read = list(read_to_end(bus, [name]))
+        assert {message.key: message.value for message in read} == {b"a": b"%d" % n, b"b": b"%d" % n}
+        if len(read) < 2 * (n + 1):
+            return
+        time.sleep(0.6)
+    raise AssertionError("the broker has not compacted within 24 s")
+
+
+# Sizes
+
+
+@pytest.mark.servers
+def test_a_message_of_exactly_the_limit_passes_and_a_larger_one_is_refused_before_it_is_sent(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    limit = int(*settings(admin, topic, "max.message.bytes"))
+    headers = (("rev", b"1"), ("ce_type", b"murmuration.Track.v1"))
+    producer = bus.producer()
+    with pytest.raises(
+        BackendError, match=rf"a message of (\d+) bytes exceeds the {limit} that {topic} takes"
+    ) as caught:
+        producer.send(topic, b"k", random.Random(0).randbytes(limit), headers)
+    surplus = int(re.findall(r"of (\d+) bytes", str(caught.value))[0]) - limit
+    fits = random.Random(0).randbytes(limit - surplus)
+    producer.send(topic, b"k", fits, headers)
+    producer.flush()
+    assert len(fits) > 0.999 * limit
+    assert everything(bus, topic) == [fits]
+
+
+@pytest.mark.servers
+def test_the_limit_is_the_topics_own(bus: KafkaBus, admin: kafka.KafkaAdminClient) -> None:
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    large = {"num_partitions": 1, "replication_factor": 1, "configs": {"max.message.bytes": "8000000"}}
+    admin.create_topics({name: large}, wait_for_metadata=True)
+    value = random.Random(0).randbytes(7_900_000)
+    send(bus, name, value)
+    assert everything(bus, name) == [value]
+
+
+@pytest.mark.servers
+def test_more_messages_than_the_buffer_holds_are_all_sent(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.kafka.BUFFER_BYTES", 10_000)
+    producer = bus.producer()
+    for n in range(100):
+        producer.send(topic, b"%d" % n, b"x" * 1000)
+    producer.flush()
+    assert len(everything(bus, topic)) == 100
+
+
+# Connections
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_nobody_there_is_one_line_with_the_place_and_the_cause(capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with pytest.raises(
+        BackendError, match=rf"127\.0\.0\.1:{port}: no connection: Connection refused; .*bus\.url"
+    ) as caught:
+        open_bus(f"kafka://127.0.0.1:{port}")
+    assert caught.value.retriable
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_somebody_who_is_no_broker_is_an_error_and_not_a_wait() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent, pytest.raises(BackendError, match="no connection"):
+        open_bus(f"kafka://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://",
+        "kafka://host",
+        "kafka://host:9092/topic",
+        "kafka://ada:secret@host:9092",
+        "kafka://host:9092,other",
+        "kafka://host:9092?acks=0",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_answered_with_one_that_can(url: str) -> None:
+    with pytest.raises(ConfigError, match="write kafka://host:9092") as caught:
+        open_bus(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.servers
+def test_the_first_of_several_brokers_may_be_missing(kafka_url: str) -> None:
+    KafkaBus(f"kafka://127.0.0.1:1,{kafka_url.removeprefix('kafka://')}").close()
+
+
+@pytest.mark.servers
+@pytest.mark.usefixtures("_impatient")
+def test_a_broker_that_goes_away_is_an_error_and_not_a_wait(
+    own_kafka: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUEST_TIMEOUT_MS", "DELIVERY_TIMEOUT_MS", "TRANSACTION_TIMEOUT_MS", "COMMIT_TIMEOUT_MS"):
+        monkeypatch.setattr(f"core.kafka.{name}", 2000)
+    with own_kafka(tmp_path) as url:
+        bus = KafkaBus(url)
+        bus.create_topics([Topic("t", "delete")])
+        plain, publisher = bus.producer(), bus.producer("a")
+        plain.send("t", b"k", b"v")
+        plain.flush()
+        member, reader = bus.consumer(["t"], group="g"), bus.consumer(["t"])
+        drain(member)
+
+    def unfinished() -> None:
+        with publisher.transaction():
+            publisher.send("t", b"k", b"v")
+
+    def unsent() -> None:
+        plain.send("t", b"k", b"v")
+        plain.flush()
+
+    def opened() -> None:
+        bus.producer("b")
+
+    calls: list[Callable[[], object]] = [bus.topics, lambda: bus.ends(["t"]), member.commit, unsent, unfinished, opened]
+    calls.append(lambda: drain(reader))
+    for call in calls:
+        with pytest.raises(BackendError, match="no connection") as caught:
+            call()
+        assert caught.value.retriable
+    bus.close()
+
+
+# Fencing
+
+
+@pytest.mark.servers
+def test_a_fenced_producer_says_who_it_was_and_does_not_fence_back(bus: KafkaBus, topic: str) -> None:
+    name = f"publisher.{uuid.uuid4().hex}"
+    zombie, heir = bus.producer(name), bus.producer(name)
+    for _ in range(3):
+        with pytest.raises(FencedError, match=name), zombie.transaction():
+            zombie.send(topic, b"k", b"zombie")
+        with heir.transaction():
+            heir.send(topic, b"k", b"heir")
+    assert everything(bus, topic) == [b"heir"] * 3
+
+
+@pytest.mark.servers
+def test_a_transaction_that_its_producer_abandoned_holds_readers_up_only_until_an_heir_comes(
+    bus: KafkaBus, topic: str
+) -> None:
+    name = f"publisher.{uuid.uuid4().hex}"
+    producer = bus.producer(name)
+    abandoned = producer.transaction()
+    abandoned.__enter__()
+    producer.send(topic, b"k", b"lost")
+    producer.flush()
+    send(bus, topic, b"behind it", key=b"other")
+    assert everything(bus, topic) == []
+    bus.producer(name)
+    deadline = time.monotonic() + 20
+    while not (read := values(list(read_to_end(bus, [topic])))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert read == [b"behind it"]

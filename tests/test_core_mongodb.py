@@ -1,0 +1,278 @@
+"""What is particular to MongoDB; its promises as a store are in ``test_core_store.py``."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import mongomock
+import pymongo
+import pytest
+from conftest import Run
+from pymongo import errors
+from test_core_store import keys, mocked_mongodb, title, track
+
+from core.errors import BackendError, ConfigError
+from core.mongodb import MongoStore
+from core.records import Track
+from core.store import Upserted, open_store
+
+
+@pytest.fixture
+def url(mongodb_url: str) -> Iterator[str]:
+    name = f"murmur_test_{uuid.uuid4().hex}"
+    url = urlsplit(mongodb_url)._replace(path=f"/{name}").geturl()
+    yield url
+    with pymongo.MongoClient(url) as client:
+        client.drop_database(name)
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[MongoStore]:
+    store = MongoStore(url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def mocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[MongoStore]:
+    with mocked_mongodb(monkeypatch) as url:
+        yield MongoStore(url)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.mongodb.TIMEOUT_MS", 300)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# Documents
+
+
+@pytest.mark.servers
+def test_a_record_is_a_document_under_its_key(store: MongoStore, url: str) -> None:
+    record = track("a", rev=7, title="T")
+    store.upsert([record])
+    with pymongo.MongoClient(url) as client:
+        assert list(client.get_default_database()["tracks"].find()) == [{"_id": "a", **record.model_dump()}]
+
+
+@pytest.mark.servers
+def test_a_deletion_mark_holds_nothing_but_its_revision(store: MongoStore, url: str) -> None:
+    store.upsert([track("a", rev=7, title="T")])
+    store.delete(Track, {"a": 8})
+    with pymongo.MongoClient(url) as client:
+        assert list(client.get_default_database()["tracks"].find()) == [{"_id": "a", "rev": 8, "deleted": True}]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        pytest.param({"year": 2**70}, "8-byte ints", id="integer over 64 bits"),
+        pytest.param({"extra": {"a\0b": "x"}}, "NULL", id="NUL in a field's name"),
+        pytest.param({"title": "x" * 2**24}, "the limit is 16777216", id="over 16 MB"),
+    ],
+)
+def test_a_record_that_is_no_document_is_refused_alone(store: MongoStore, bad: dict[str, Any], reason: str) -> None:
+    written, refused = store.upsert([track("a"), track("bad").model_copy(update=bad), track("z")])
+    assert written == 2
+    assert list(refused) == ["bad"]
+    assert reason in refused["bad"]
+    assert keys(store) == ["a", "z"]
+
+
+@pytest.mark.servers
+def test_a_document_just_below_the_limit_is_taken(store: MongoStore) -> None:
+    assert store.upsert([track("a", title="x" * (2**24 - 2000))]) == Upserted(1, {})
+    assert len(title(store, "a") or "") == 2**24 - 2000
+
+
+@pytest.mark.servers
+def test_pages_of_large_documents_end_where_an_answer_is_full(store: MongoStore) -> None:
+    batch = [track(f"{n}", title="x" * 3_000_000) for n in range(9)]
+    for record in batch:
+        store.upsert([record])
+    assert [document["track_id"] for document in store.scan(Track)] == [record.key for record in batch]
+
+
+# Writes that race
+
+
+@pytest.mark.servers
+def test_first_writes_that_race_end_at_the_highest_revision(store: MongoStore, url: str) -> None:
+    names = [f"t{n}" for n in range(40)]
+
+    def write(revs: range) -> None:
+        own = MongoStore(url)
+        for rev in revs:
+            assert own.upsert([track(name, rev=rev, title=str(rev)) for name in names]).refused == {}
+        own.close()
+
+    writers = [threading.Thread(target=write, args=(range(first, 40, 4),)) for first in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert {title(store, name) for name in names} == {"39"}
+
+
+def test_a_first_write_that_lost_the_race_to_an_older_one_is_tried_again(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bulk_write, upserts = mongomock.Collection.bulk_write, []
+
+    def racing(collection: mongomock.Collection, requests: list[pymongo.ReplaceOne[Any]], **options: Any) -> Any:
+        """Let another process insert an older document between the server's look and its own insertion."""
+        upserts.append(requests[0]._upsert)
+        if upserts == [True]:
+            collection.insert_one({"_id": "a", **track("a", rev=1, title="older").model_dump()})
+            raise errors.BulkWriteError(
+                {
+                    "writeErrors": [{"index": 0, "code": 11000, "errmsg": "E11000 duplicate key"}],
+                    "writeConcernErrors": [],
+                    "nMatched": 0,
+                    "nUpserted": 0,
+                }
+            )
+        return bulk_write(collection, requests, **options)
+
+    monkeypatch.setattr(mongomock.Collection, "bulk_write", racing)
+    assert mocked.upsert([track("a", rev=2, title="newer")]) == Upserted(1, {})
+    assert upserts == [True, False]
+    assert title(mocked, "a") == "newer"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, **details: object) -> None:
+    """Let every bulk write fail so."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors.BulkWriteError(
+            {"writeErrors": [], "writeConcernErrors": [], "nMatched": 0, "nUpserted": 0, **details}
+        )
+
+    monkeypatch.setattr(mongomock.Collection, "bulk_write", fail)
+
+
+def test_a_document_that_the_server_refuses_is_refused_by_key(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, nUpserted=1, writeErrors=[{"index": 1, "code": 121, "errmsg": "failed\nvalidation"}])
+    assert mocked.upsert([track("a"), track("b")]) == Upserted(1, {"b": "MongoDB refuses it: failed validation"})
+
+
+def test_a_write_that_fails_for_another_reason_than_its_document_is_an_error(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, writeErrors=[{"index": 0, "code": 14031, "errmsg": "no space left"}])
+    with pytest.raises(BackendError, match="no space left"):
+        mocked.upsert([track("a")])
+
+
+def test_a_write_that_no_majority_acknowledged_is_an_error_that_may_be_tried_again(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, nUpserted=1, writeConcernErrors=[{"code": 64, "errmsg": "waiting for replication timed out"}])
+    with pytest.raises(BackendError, match="durable") as caught:
+        mocked.upsert([track("a")])
+    assert caught.value.retriable
+
+
+# Connections
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_nobody_there_is_one_line_with_the_place_the_cause_and_no_password() -> None:
+    port = free_port()
+    with pytest.raises(BackendError, match=rf"127\.0\.0\.1:{port}/music: no connection: .*refused") as caught:
+        open_store(f"mongodb://ada:secret@127.0.0.1:{port}/music?authSource=admin")
+    assert caught.value.retriable
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "store.url" in str(caught.value)
+
+
+@pytest.mark.servers
+@pytest.mark.usefixtures("_impatient")
+def test_a_connection_that_is_not_trusted_says_how_to_trust_it(url: str) -> None:
+    with pytest.raises(BackendError, match=r"no trusted connection.*tlsCAFile"):
+        open_store(f"{url}?tls=true")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(18, "wrong user or password"), (13, "may read and write this database"), (59, "refuses")]
+)
+def test_what_the_server_refuses_is_told_apart(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise errors.OperationFailure("no", code, {"errmsg": "no", "code": code})
+
+    monkeypatch.setattr(mongomock.Collection, "find_one", refuse)
+    with pytest.raises(BackendError, match=f"mocked/music: .*{said}") as caught:
+        mocked.get(Track, "a")
+    assert not caught.value.retriable
+
+
+@pytest.mark.servers
+@pytest.mark.usefixtures("_impatient")
+def test_a_server_that_goes_away_is_an_error_that_may_be_tried_again(own_mongodb: Run, tmp_path: Path) -> None:
+    with own_mongodb(tmp_path) as url:
+        store = MongoStore(f"{url}/music")
+        store.upsert([track("a")])
+    for call in (
+        lambda: store.upsert([track("a", rev=2)]),
+        lambda: list(store.scan(Track)),
+        lambda: store.count(Track),
+    ):
+        with pytest.raises(BackendError, match="no connection") as caught:
+            call()
+        assert caught.value.retriable
+    store.close()
+    with own_mongodb(tmp_path) as url:
+        store = MongoStore(f"{url}/music")
+        assert keys(store) == ["a"]
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mongodb://127.0.0.1:27017",
+        "mongodb://127.0.0.1:27017/",
+        "mongodb://ada:se/cret@127.0.0.1:27017/music",
+        "mongodb://ada:se@cret@127.0.0.1:27017/music",
+        "mongodb://127.0.0.1:port/music",
+        "mongodb://",
+        "mongodb://127.0.0.1:27017/a b",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_answered_with_one_that_can(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"mongodb://host:27017/music") as caught:
+        open_store(url)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.servers
+def test_the_url_that_is_shown_has_no_options(store: MongoStore) -> None:
+    assert store.url.startswith("mongodb://")
+    assert "?" not in store.url
+    assert "@" not in store.url
+
+
+@pytest.mark.servers
+def test_the_size_grows_with_what_is_stored(store: MongoStore) -> None:
+    store.upsert([track("a", title="x" * 1_000_000)])
+    assert store.size() > 100_000
