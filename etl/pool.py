@@ -5,14 +5,15 @@ A worker that dies or hangs is replaced, and the file it was at is blamed; pebbl
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,9 +116,26 @@ def _schedule(pool: ProcessPool, function: Callable[[A], R], task: Task[T, A], s
 
 def _begin(cache: str, prepare: Callable[[], None] | None) -> None:
     os.environ.update(ONE_THREAD)
-    os.environ.setdefault("NUMBA_CACHE_DIR", cache)
+    os.environ.setdefault("NUMBA_CACHE_DIR", _own_folder(cache))
     if prepare:
         prepare()
+
+
+def _own_folder(cache: str) -> str:
+    """Take a folder of the cache for as long as this process lives.
+
+    Where two processes compile into one folder at once, numba's index may name the wrong code, and every later process
+    that loads it crashes.
+    """
+    for number in count():
+        folder = Path(cache, str(number))
+        folder.mkdir(exist_ok=True)
+        lease = os.open(folder / "lease", os.O_WRONLY | os.O_CREAT)
+        with suppress(BlockingIOError):
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return str(folder)
+        os.close(lease)
+    raise AssertionError("unreachable")
 
 
 def _attempt(function: Callable[[A], R], argument: A, stage: str) -> R | Trouble:

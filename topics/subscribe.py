@@ -70,15 +70,10 @@ def news(bus: Bus, names: Names, cluster_id: str, group: str) -> Generator[News,
 def _news(bus: Bus, topic: str, group: str) -> Generator[News, None, None]:
     consumer = bus.consumer([topic], group=group)
     try:
-        while True:
-            done = consumer.at_end()
-            messages = consumer.poll(0.0 if done else POLL_SECONDS)
-            for change in changes(messages, Member):
+        while not consumer.at_end():
+            for change in changes(consumer.poll(POLL_SECONDS), Member):
                 yield News(track_id=change.key, member=change.value)
-            if messages or done:
-                consumer.commit()
-            if done and not messages:
-                return
+            consumer.commit()
     finally:
         consumer.close()
 
