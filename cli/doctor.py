@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.bus import Bus
 from core.config import Config, load_config
 from core.errors import MurmurError
 from core.names import sqlite_path
+from core.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +53,20 @@ def _check(what: str, look: Callable[[Config], str], config: Config) -> Check:
 def _store(config: Config) -> str:
     from core import open_store
 
-    if missing := _missing(config.store.url):
-        return missing
-    store = open_store(config.store.url, create=False)
-    store.close()
-    return store.url
+    return _reached(config.store.url, open_store)
 
 
 def _bus(config: Config) -> str:
     from core import open_bus
 
-    if missing := _missing(config.bus.url):
-        return missing
-    bus = open_bus(config.bus.url, create=False)
-    bus.close()
-    return bus.url
+    return _reached(config.bus.url, open_bus)
 
 
-def _missing(url: str) -> str:
-    return f"{url} (made by the first run)" if url.startswith("sqlite") and not sqlite_path(url).exists() else ""
+def _reached(url: str, connect: Callable[..., Store | Bus]) -> str:
+    if url.startswith("sqlite:///") and not sqlite_path(url).exists():
+        return f"{url} (made by the first run)"
+    with closing(connect(url, create=False)) as found:
+        return found.url
 
 
 def _engine(config: Config) -> str:

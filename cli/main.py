@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -240,6 +242,7 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command: the one place that prints errors and sets the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(prog_name="murmur", standalone_mode=False)
     except typer.TyperException as error:
@@ -250,6 +253,7 @@ def main() -> None:
         show.error(str(error))
         code = 2 if isinstance(error, ConfigError) else 1
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         code = 1
     except Exception as error:  # the last line: nobody sees a traceback unasked
         logger.info("", exc_info=True)

@@ -32,10 +32,18 @@ PLAIN_SECONDS = 5.0
 def set_up_logging(verbose: int) -> None:
     """Send warnings to stderr, with `verbose` 1 a line per batch and job too, with 2 all."""
     level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(handlers=[_Stderr()], level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
     logging.captureWarnings(True)
     for noisy in ("py4j", "pymongo", "numba", "pyspark"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if verbose < 2 else logging.INFO)
+
+
+class _Stderr(logging.Handler):
+    """Writes to what is stderr at the time, so that a line does not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(f"{self.format(record)}\n")
 
 
 def error(message: str) -> None:
@@ -202,6 +210,7 @@ def _json(value: Any) -> None:
 def text(words: str) -> None:
     """Print to stdout."""
     sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()  # what is committed as read must have been written
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()) -> None:

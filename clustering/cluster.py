@@ -18,10 +18,10 @@ from clustering.library import Library, current_revs, digest_of, read_library
 from clustering.runs import latest_run, next_run_id, purge_runs, run_in_force
 from clustering.space import GROUPS, Matrix, transform
 from core.config import Config
-from core.errors import BackendError, ConfigError
+from core.errors import BackendError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import digest
-from core.records import Assignment, Cluster, Group, Neighbour, Record, Run, Track, next_rev
+from core.records import Assignment, Cluster, Failure, Group, Neighbour, Record, Run, Track, next_rev
 from core.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,10 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
 
     Raises
     ------
+    MurmurError
+        If there is nothing to cluster.
     ConfigError
-        If there is nothing to cluster, or more clusters are asked for than there are distinct tracks.
+        If more clusters are asked for than there are distinct tracks.
     BackendError
         If the store or Spark fails, or there is no Java for Spark.
     """
@@ -73,7 +75,7 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
     in_set, everywhere = store.count(Track, {"feature_set": config.feature_set}), store.count(Track)
     others, unclusterable = everywhere - in_set, in_set - len(revs)
     if not revs:
-        raise ConfigError(_nothing(store.url, others, unclusterable))
+        raise MurmurError(_nothing(store.url, others, unclusterable, store.count(Failure)))
     latest, settings = latest_run(store), settings_digest(config)
     if latest and (latest.input_digest, latest.settings_digest) == (digest_of(revs), settings):
         log.info("%s is up to date: same tracks, settings and seed", latest.run_id)
@@ -230,11 +232,13 @@ def _highest(store: Store) -> int:
     return max((number(cluster["cluster_id"]) for cluster in clusters), default=0)
 
 
-def _nothing(url: str, others: int, unclusterable: int) -> str:
+def _nothing(url: str, others: int, unclusterable: int, failures: int) -> str:
     counts = {"of another feature set": others, "silent or too short": unclusterable}
     left = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
     if others:
         return f"{url}: no track of the configured feature set ({left}); run `murmur run AUDIO_DIR`"
     if unclusterable:
         return f"{url}: nothing to cluster ({left}); run `murmur run AUDIO_DIR` on a folder with music"
+    if failures:
+        return f"{url}: nothing to cluster ({failures} files could not be read); `murmur failures` says why"
     return f"{url}: no tracks yet; run `murmur run AUDIO_DIR` first"

@@ -59,7 +59,7 @@ def _overview(cluster_id: str, near: list[tuple[float, str]], tracks: dict[str, 
         cluster_id=cluster_id,
         size=len(near),
         genres=dict(Counter(track["genre"] for track in members if track["genre"])),
-        typical=[title(track) for track in members[:TYPICAL]],
+        typical=list(dict.fromkeys(map(title, members)))[:TYPICAL],
         typical_id=near[0][1],
         topic=topic,
     )

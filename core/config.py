@@ -135,7 +135,8 @@ def load_config(path: Path | None = None) -> Config:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: holds no keys; write lines such as `workers: 2`")
-    return parse_config(tree, where=str(file))
+    # a section whose keys are all commented out
+    return parse_config({key: value for key, value in tree.items() if value is not None}, where=str(file))
 
 
 def parse_config(tree: dict[str, Any], where: str = "config") -> Config:

@@ -492,7 +492,7 @@ logging.getLogger("kafka").propagate = False
 def _servers(url: str) -> list[str]:
     servers = url.removeprefix("kafka://").rstrip("/").split(",")
     if not all(re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", server) for server in servers):
-        raise ConfigError(f"bus.url: {bare_url(url)!r} is not host:port,…; write kafka://host:9092")
+        raise ConfigError(f"bus.url: {bare_url(url)!r} may hold host:port,… and nothing else; write kafka://host:9092")
     return servers
 
 

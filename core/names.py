@@ -113,7 +113,7 @@ def path_digest(path: str | os.PathLike[str]) -> str:
 def bare_url(url: str) -> str:
     """Return a URL without user info and options: what may be printed."""
     scheme, _, rest = url.partition("://")
-    return url if scheme == "sqlite" else f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    return url if scheme in ("sqlite", url) else f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def sqlite_path(url: str) -> Path:

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,17 @@ class Database:
     """
 
     def __init__(self, url: str, schema: Mapping[str, str], *, create: bool) -> None:
+        if not url.startswith("sqlite:///"):
+            raise ConfigError(f"{url}: write sqlite:///relative.db or sqlite:////absolute.db")
         self.path = sqlite_path(url)
         if not self.path.exists() and not create:
             folder = self.path.parent.absolute()
             raise ConfigError(f"no {self.path.name} in {folder}: run `murmur run AUDIO_DIR` first")
         if not self.path.parent.is_dir():
             raise ConfigError(f"{self.path.parent}: no such folder for {self.path.name}; create it first")
-        with self._translated():
-            self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute("PRAGMA wal_autocheckpoint=0")
-            if self._missing(schema):
-                self._prepare(schema)
+        self._schema = schema
+        if self.path.exists():  # a new file is made when it is first used
+            self.version()
 
     def read(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows; no statement stays open, so that a write may follow at once."""
@@ -63,17 +63,19 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Run one transaction under the file lock: durable at the end, undone if it raises."""
-        with self._translated(), self.locked():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            if _bytes(self._beside("-wal")) > CHECKPOINT_BYTES:
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        with self._translated():
+            connection = self._connection  # made under the lock too, so before it is taken here
+            with self.locked():
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+                if _bytes(self._beside("-wal")) > CHECKPOINT_BYTES:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -105,23 +107,35 @@ class Database:
 
     def close(self) -> None:
         """Close the connection; the last one moves the log into the database, under the lock."""
-        with self._translated(), self.locked():
-            self._connection.close()
+        if "_connection" in vars(self):
+            with self._translated(), self.locked():
+                self._connection.close()
+
+    @cached_property
+    def _connection(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES}")
+        if self._missing(connection):
+            self._prepare(connection)
+        return connection
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
-    def _missing(self, schema: Mapping[str, str]) -> list[str]:
-        there = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
-        return [statement for name, statement in schema.items() if name not in there]
+    def _missing(self, connection: sqlite3.Connection) -> list[str]:
+        there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        return [statement for name, statement in self._schema.items() if name not in there]
 
-    def _prepare(self, schema: Mapping[str, str]) -> None:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         with self.locked():
-            self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            self._connection.execute("PRAGMA journal_mode=WAL")
-        with self.write() as connection:
-            for statement in self._missing(schema):
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in self._missing(connection):
                 connection.execute(statement)
+            connection.execute("COMMIT")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -133,7 +147,10 @@ class Database:
 
 def open_lock(path: Path) -> int:
     """Open a file to lock, making it where it is missing."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror}; make its folder writable") from error
 
 
 def _bytes(file: Path) -> int:

@@ -159,6 +159,7 @@ class SQLiteConsumer:
         self._group = group
         self._lease: int | None = None
         self._position: dict[str, int] | None = None
+        self._committed: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         if group is None:
             self._begin({TopicPartition(name, 0): start.get(TopicPartition(name, 0), 0) for name in topics})
@@ -180,11 +181,12 @@ class SQLiteConsumer:
         """Persist the position for the group."""
         if self._group is None:
             raise BackendError("a consumer without a group has nothing to commit to")
-        if self._position is None:
+        if self._position is None or self._position == self._committed:
             return
         rows = [(self._group, self._topics[name], offset) for name, offset in self._position.items()]
         with self._database.write() as connection:
             connection.executemany("INSERT OR REPLACE INTO offsets VALUES (?, ?, ?)", rows)
+        self._committed = dict(self._position)
 
     def at_end(self) -> bool:
         """Return whether every position has reached the end seen when reading began."""

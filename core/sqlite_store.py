@@ -86,10 +86,12 @@ class SQLiteStore:
         if not prefix:
             raise ValueError("an empty prefix would remove everything")
         with self._database.write() as connection:
-            return connection.execute(
+            removed = connection.execute(
                 "DELETE FROM documents WHERE collection = ? AND _id BETWEEN ? AND ?",
                 (kind.collection, prefix, prefix + LAST),
             ).rowcount
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+        return removed
 
     def size(self) -> int:
         """Return the bytes of the file, which the bus may share."""

@@ -66,11 +66,13 @@ class Row:
     track_id: str | None
     """None where the catalogue gives no id."""
     metadata: Metadata
+    known_digest: str | None = None
+    """Of a row that was merged into a track earlier, whose catalogue is not at hand."""
 
     @property
     def digest(self) -> str:
         """Digest of all that the row adds to a track."""
-        return digest(orjson.dumps([self.track_id, self.metadata], option=orjson.OPT_SORT_KEYS))
+        return self.known_digest or digest(orjson.dumps([self.track_id, self.metadata], option=orjson.OPT_SORT_KEYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ def _unlisted(cell: str) -> str:
     try:
         with warnings.catch_warnings(action="ignore"):  # of backslashes in names
             items = ast.literal_eval(cell)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return cell
     return ", ".join(str(item) for item in items)
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from core.bus import Bus
@@ -23,7 +23,7 @@ from etl.known import Known, read_known, with_features
 from etl.messages import create_topics
 from etl.metadata import Metadata, read_tags
 from etl.outbox import Outbox
-from etl.plan import Draft, Plan, is_inside, known_digests, plan
+from etl.plan import Draft, Plan, is_inside, known_digests, plan, remembered_rows
 from etl.pool import Task, Trouble, default_workers, run_tasks
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(
     audio_dir : Path
         The folder.
     metadata : Path, optional
-        The catalogue, a CSV.
+        The catalogue, a CSV. Without it, what an earlier one said of a track stays.
     store, bus
         Where the job reads what is known; it writes to the bus.
     progress : callable
@@ -112,7 +112,8 @@ def run(
     outbox = Outbox(bus.producer(), names, known.failures)
     try:
         digests |= _identify(changed, config, outbox, progress)
-        todo = plan(found, matches.rows, digests, known.tracks, config.feature_set)
+        rows = matches.rows if metadata else remembered_rows(found.files, digests, known.tracks)
+        todo = plan(found, rows, digests, known.tracks, config.feature_set)
         donors = with_features(
             known, {draft.donor for draft in todo.drafts if draft.donor}, names, store=store, bus=bus
         )
@@ -211,6 +212,8 @@ def _extract(works: Iterator[Work], todo: Plan, config: Config, outbox: Outbox, 
             else:
                 for track in result:
                     outbox.track(track)
+                    if "damaged" in track.flags and work.donor is None:
+                        log.warning("%s: damaged or cut short; what could be decoded counts", track.source.path)
             done += len(work.drafts)
             progress(Progress("extract", done, len(todo.drafts), len(outbox.failed) + len(outbox.failed_again)))
     return computed
@@ -239,7 +242,7 @@ def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
     return Track(
         track_id=draft.track_id,
         rev=next_rev(draft.rev),
-        title=known.title,
+        title=known.title or PurePath(draft.file.path).stem,
         artist=known.artist,
         album=known.album,
         genre=known.genre,

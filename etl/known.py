@@ -14,7 +14,9 @@ from core.errors import RecordError
 from core.names import Names
 from core.records import Failure, File, Record, Track
 from core.store import Store
+from etl.catalogue import Row
 from etl.messages import decode
+from etl.metadata import Metadata
 
 R = TypeVar("R", bound=Record)
 
@@ -32,6 +34,12 @@ class KnownTrack(Record):
     collection: ClassVar[str] = Track.collection
 
     track_id: str
+    title: str | None = None
+    artist: str | None = None
+    album: str | None = None
+    genre: str | None = None
+    year: int | None = None
+    extra: dict[str, str] = Field(default_factory=dict)
     feature_set: str
     source: KnownSource
     copies: list[File] = Field(default_factory=list)
@@ -40,6 +48,15 @@ class KnownTrack(Record):
     def key(self) -> str:
         """The `track_id`."""
         return self.track_id
+
+    @property
+    def row(self) -> Row | None:
+        """The catalogue's row as far as the track tells; None if it never had one."""
+        if self.source.row_digest is None:
+            return None
+        metadata = Metadata(self.title, self.artist, self.album, self.genre, self.year, self.extra)
+        track_id = None if self.track_id == self.source.digest else self.track_id
+        return Row(track_id, metadata, self.source.row_digest)
 
     @property
     def paths(self) -> list[str]:

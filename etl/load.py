@@ -79,6 +79,8 @@ def run(config: Config, *, store: Store, bus: Bus, progress: Watch = ignore) -> 
             if messages:
                 log.info("loaded %d messages: %d records written, %d dead letters", len(messages), changed, len(dead))
                 progress(Progress("load", read, max(total, read), failed))
+    if read:
+        progress(Progress("load", read, read, failed))
     seconds = time.monotonic() - started
     return Report(
         read=read, written=written, unchanged=read - written - failed, failed=failed, sent=failed, seconds=seconds

@@ -77,6 +77,22 @@ def known_digests(files: Iterable[AudioFile], tracks: Mapping[str, KnownTrack]) 
     }
 
 
+def remembered_rows(
+    files: Iterable[AudioFile], digests: Mapping[str, str], tracks: Mapping[str, KnownTrack]
+) -> dict[str, Row]:
+    """Return the rows of a catalogue that is not given this time, by path: what it said before stays."""
+    by_age = sorted(tracks.values(), key=lambda track: track.rev)
+    by_path = {(path, track.source.digest): track for track in by_age for path in track.paths}
+    by_digest = {track.source.digest: track for track in by_age}
+    rows = {}
+    for file in files:
+        digest = digests.get(file.path, "")
+        track = by_path.get((file.path, digest)) or by_digest.get(digest)
+        if track and track.row:
+            rows[file.path] = track.row
+    return rows
+
+
 def plan(
     found: Walk,
     rows: Mapping[str, Row],

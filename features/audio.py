@@ -8,7 +8,7 @@ import stat
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Audio:
     codec: str
     decoder: str
     """Decoding library and its version."""
+    damaged: bool
+    """Whether there was less to decode than the file promises, or some of it could not be decoded."""
 
     @property
     def duration(self) -> float:
@@ -143,20 +145,22 @@ def _decode_with_libsndfile(path: Path) -> Audio:
         blocks = []
         while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
             blocks.append(mix(block.T))
+        damaged = sum(map(len, blocks)) < file.frames
         codec = file.format if file.format in ("FLAC", "MP3") else file.subtype
         decoder = f"libsndfile {soundfile.__libsndfile_version__}"
-        return Audio(_joined(blocks), file.samplerate, file.channels, codec.lower(), decoder)
+        return Audio(_joined(blocks), file.samplerate, file.channels, codec.lower(), decoder, damaged)
 
 
 def _decode_with_ffmpeg(path: Path) -> Audio:
     tracks: dict[tuple[str, int, int], Blocks] = defaultdict(list)
+    dropped: list[av.FFmpegError] = []
     try:
         # The prefix keeps FFmpeg from reading a protocol into a name with a colon.
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError("holds no audio", advice="leave it out of the audio folder")
             stream = container.streams.audio[0]
-            for sample_rate, samples in _converted(_frames(stream)):
+            for sample_rate, samples in _converted(_frames(stream, dropped)):
                 tracks[stream.codec_context.codec.canonical_name, sample_rate, len(samples)].append(mix(samples))
     except av.FFmpegError as error:
         raise AudioError(f"holds no audio that can be decoded: {error.strerror}", advice=_CONVERT) from error
@@ -165,14 +169,16 @@ def _decode_with_ffmpeg(path: Path) -> Audio:
     # A damaged packet may pass for one in another sample rate: what most frames have counts.
     (codec, sample_rate, channels), blocks = max(tracks.items(), key=lambda track: sum(map(len, track[1])))
     decoder = f"FFmpeg {av.ffmpeg_version_info} by PyAV {av.__version__}"
-    return Audio(_joined(blocks), sample_rate, channels, codec, decoder)
+    return Audio(_joined(blocks), sample_rate, channels, codec, decoder, damaged=bool(dropped))
 
 
-def _frames(stream: Any) -> Iterator[Any]:
-    """Yield what can be decoded; a damaged packet is left out, as FFmpeg's own tools do."""
+def _frames(stream: Any, dropped: list[av.FFmpegError]) -> Iterator[Any]:
+    """Yield what can be decoded; a damaged packet is left out, as FFmpeg's own tools do, and its error kept."""
     for packet in stream.container.demux(stream):
-        with suppress(av.FFmpegError):
+        try:
             yield from packet.decode()
+        except av.FFmpegError as error:
+            dropped.append(error)
 
 
 def _converted(frames: Iterator[Any]) -> Iterator[tuple[int, Samples]]:

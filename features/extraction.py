@@ -10,7 +10,7 @@ import numpy as np
 
 from core.config import Config
 from core.records import Features
-from features.audio import Samples, decode, resample
+from features.audio import Audio, Samples, decode, resample
 from features.descriptors import DESCRIPTORS, HOP, N_FFT, RHYTHM_FRAMES, frames
 from features.statistics import Row, summarize
 
@@ -60,7 +60,7 @@ def compute(path: Path, config: Config | None = None) -> Computed:
     y = resample(audio, sample_rate)
     return Computed(
         features=describe(y, sample_rate),
-        flags=flags(audio.samples, y),
+        flags=flags(audio, y),
         duration=audio.duration,
         codec=audio.codec,
         sample_rate=audio.sample_rate,
@@ -92,12 +92,12 @@ def describe(y: Samples, sample_rate: int) -> Features:
     }
 
 
-def flags(samples: Samples, y: Samples) -> list[str]:
+def flags(audio: Audio, y: Samples) -> list[str]:
     """Say what a reader of the features should know.
 
     Parameters
     ----------
-    samples : (n_decoded,) float32
+    audio : Audio
         As decoded: resampling rings, and hides clipping.
     y : (n_samples,) float32
         At the analysis rate.
@@ -105,13 +105,15 @@ def flags(samples: Samples, y: Samples) -> list[str]:
     Returns
     -------
     list of str
-        ``silent``, ``too_short`` (for one frame), ``clipped``, ``no_rhythm`` (too short for `fluctuation`, which is 0).
+        ``silent``, ``too_short`` (for one frame), ``clipped``, ``no_rhythm`` (too short for `fluctuation`, which is 0),
+        ``damaged`` (cut short, or in parts not decodable: the features are those of the rest).
     """
     found = {
         "silent": np.abs(y).max() < SILENT,
         "too_short": len(y) < N_FFT,
-        "clipped": np.mean(np.abs(samples) >= CLIPPED) > CLIPPED_SHARE,
+        "clipped": np.mean(np.abs(audio.samples) >= CLIPPED) > CLIPPED_SHARE,
         "no_rhythm": 1 + len(y) // HOP < RHYTHM_FRAMES,
+        "damaged": audio.damaged,
     }
     return [flag for flag, holds in found.items() if holds]
 

@@ -13,11 +13,6 @@ import servers
 Run = Callable[[Path], AbstractContextManager[str]]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Let the Kafka driver be imported although it reads its schemas in a deprecated way."""
-    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
-
-
 @pytest.fixture(scope="session")
 def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the URL of a Kafka broker: ``KAFKA_URL``, or one that is started here."""

@@ -121,6 +121,7 @@ def test_a_folder_without_audio_is_named_with_the_extensions(murmur: Murmur, tmp
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no music")
     says(murmur("-q", "run", "empty"), 2, "empty", ".mp3")
+    assert [file.name for file in tmp_path.iterdir()] == ["empty"]
 
 
 def test_a_missing_csv_is_named(murmur: Murmur, tones: Path) -> None:
@@ -223,6 +224,42 @@ def test_a_text_file_named_mp3_an_empty_file_and_a_name_that_is_not_utf8_are_rep
     assert again.code == 0
     assert "nothing computed, written or sent" in again.out
     assert json.loads(murmur("status", "--json").out)["tracks"] == 7
+
+
+def test_a_folder_of_which_no_file_can_be_read_says_so_and_fails(murmur: Murmur) -> None:
+    Path("bad").mkdir()
+    Path("bad/words.mp3").write_text("These are words. " * 1000)
+    says(murmur("-q", "run", "bad", "--engine", "sklearn"), 1, "1 files could not be read", "murmur failures")
+
+
+def test_a_group_does_not_lose_what_a_closed_pipe_did_not_take(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    command = Path(sys.executable).with_name("murmur")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [command, "subscribe", "c01", "--group", "piped"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as reading:
+        assert reading.stdout
+        assert reading.stderr
+        reading.stdout.close()
+        assert reading.stderr.read() == b""
+    assert reading.returncode == 1
+    assert "nothing new" not in murmur("subscribe", "c01", "--group", "piped").out
+
+
+def test_sigterm_stops_as_ctrl_c_does(murmur: Murmur, tones: Path, tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("murmur")
+    with subprocess.Popen([command, "extract", tones], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        while "identify" not in running.stderr.readline():
+            pass
+        running.terminate()
+        said = running.stderr.read()
+    assert running.returncode == 130
+    assert said.endswith("murmur: stopped; the same command goes on from here\n")
 
 
 def test_status_says_what_there_is(murmur: Murmur, finished: Path) -> None:

@@ -15,7 +15,7 @@ from clustering.assign import assign
 from clustering.cluster import ClusterReport
 from clustering.library import current_revs
 from core.config import Config, parse_config
-from core.errors import BackendError, ConfigError
+from core.errors import BackendError, ConfigError, MurmurError
 from core.jobs import Progress
 from core.records import Assignment, Record, Run, RunInForce, Track, next_rev
 from core.sqlite_store import SQLiteStore
@@ -191,7 +191,7 @@ def test_nothing_to_cluster_is_one_line_that_says_why(
     store: SQLiteStore, changes: Sequence[dict[str, object]], told: str
 ) -> None:
     store.upsert([track.model_copy(update=change) for track, change in zip(library.tracks(2), changes, strict=False)])
-    with pytest.raises(ConfigError, match=f"^sqlite:///.*: .*{told}"):
+    with pytest.raises(MurmurError, match=f"^sqlite:///.*: .*{told}"):
         fit(store)
     assert store.count(Run) == 0
 

@@ -23,6 +23,11 @@ def test_without_a_file_everything_is_default(tmp_path: Path, monkeypatch: pytes
     assert load_config() == Config()
 
 
+def test_a_section_without_keys_is_default(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("spark:\n  # master: yarn\nworkers: 3\n")
+    assert load_config(tmp_path / "config.yaml") == parse_config({"workers": 3})
+
+
 def test_a_store_and_a_bus_may_be_bare_urls() -> None:
     config = parse_config({"store": "mongodb://h/music", "bus": "kafka://h:9092"})
     assert (config.store.url, config.bus.url) == ("mongodb://h/music", "kafka://h:9092")

@@ -41,6 +41,7 @@ def test_only_bytes_that_are_not_utf8_are_escaped() -> None:
         ("mongodb://u:p/w@d@h/music", "mongodb://h/music"),
         ("kafka://u:p@h:1,g:2?security_protocol=SASL_SSL", "kafka://h:1,g:2"),
         ("sqlite:////data/a.db", "sqlite:////data/a.db"),
+        ("music", "music"),
     ],
 )
 def test_a_url_is_printed_without_user_and_options(url: str, bare: str) -> None:

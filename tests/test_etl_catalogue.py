@@ -105,6 +105,7 @@ def test_list_literals_become_readable(tmp_path: Path) -> None:
 
 def test_a_broken_list_or_a_backslash_in_one_stays_readable(tmp_path: Path) -> None:
     assert first(tmp_path, "filename,artist\na.mp3,['Uli]\n").artist == "['Uli]"
+    assert first(tmp_path, "filename,artist\na.mp3,[{[1]: 2}]\n").artist == "[{[1]: 2}]"
     assert first(tmp_path, "filename,artist\na.mp3,['AC\\DC']\n").artist == "AC\\DC"
 
 

@@ -196,12 +196,20 @@ def test_ids_of_a_catalogue_take_over_features_and_end_the_old_ids(known: Librar
     assert known.extract().sent == 0
 
 
-def test_without_the_catalogue_the_tracks_go_by_their_tags(known: Library) -> None:
+def test_without_the_catalogue_what_it_said_stays(known: Library) -> None:
+    before = known.sent()["low.wav"]
+    assert before
+    assert before.source.row_digest
     report = known.extract(catalogue=False)
-    assert (report.computed, report.sent, report.rows_without_file, report.files_without_row) == (0, 2, 0, 0)
-    low = known.sent()["low.wav"]
-    assert low
-    assert (low.title, low.source.row_digest) == ("Tag", None)
+    assert (report.unchanged, report.sent, report.rows_without_file, report.files_without_row) == (5, 0, 0, 0)
+    (known.audio / "low.wav").rename(known.audio / "moved.wav")
+    coarser = CONFIG.model_copy(update={"audio": CONFIG.audio.model_copy(update={"sample_rate": 16_000})})
+    for config, computed in ((CONFIG, 0), (coarser, 4)):
+        assert known.extract(config, catalogue=False).computed == computed
+        moved = known.sent()["moved.wav"]
+        assert moved
+        said = (before.track_id, before.title, before.extra, before.source.row_digest)
+        assert (moved.track_id, moved.title, moved.extra, moved.source.row_digest) == said
 
 
 def test_other_feature_settings_compute_everything_again(extracted: Library) -> None:
@@ -327,7 +335,7 @@ def test_what_was_finished_before_ctrl_c_is_sent_and_the_next_run_does_the_rest(
         tone(extracted.audio / f"new {number}.wav", 700 + 50 * number)
 
     def interrupt(progress: Progress) -> None:
-        if progress.stage == "extract":
+        if progress.stage == "extract" and progress.done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

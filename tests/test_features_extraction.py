@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 import features
 from core.config import FEATURES_VERSION, Config, parse_config
 from core.errors import AudioError
-from features.audio import decode, resample
+from features.audio import Audio, decode, resample
 from features.descriptors import DESCRIPTORS
 from features.extraction import describe, flags
 
@@ -154,7 +155,9 @@ def test_silence_is_all_zero_but_for_its_level():
 )
 def test_flags_say_what_to_know_about_a_track(y, expected):
     y = y.astype(np.float32)
-    assert flags(y, y) == expected
+    audio = Audio(y, SR, channels=1, codec="pcm_16", decoder="", damaged=False)
+    assert flags(audio, y) == expected
+    assert flags(replace(audio, damaged=True), y) == [*expected, "damaged"]
 
 
 def test_clipping_is_seen_before_resampling_hides_it(tmp_path):
