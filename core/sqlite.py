@@ -114,11 +114,15 @@ class Database:
     @cached_property
     def _connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA wal_autocheckpoint=0")
-        connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES}")
-        if self._missing(connection):
-            self._prepare(connection)
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+            connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES}")
+            if self._missing(connection):
+                self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _beside(self, suffix: str) -> Path:
