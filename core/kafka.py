@@ -422,10 +422,15 @@ class Consumer:
         return [_message(record) for records in found.values() for record in records]
 
     def commit(self) -> None:
-        """Persist the position, which is beyond the marks of transactions that follow the last message."""
+        """Persist the position, which is beyond the marks of transactions that follow the last message.
+
+        While the group is sharing out its partitions nothing can be committed; what was read is delivered again.
+        """
         if self._group is None:
             raise BackendError(f"{self._bus.url}: a consumer without a group has nothing to commit")
-        with self._bus.translated():
+        if not self._driver.assignment():
+            return
+        with self._bus.translated(), suppress(errors.RebalanceInProgressError):
             self._driver.commit(timeout_ms=COMMIT_TIMEOUT_MS)
 
     def at_end(self) -> bool:

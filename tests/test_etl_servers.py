@@ -39,7 +39,10 @@ def test_a_library_lives_through_its_changes_on_kafka_and_mongodb(library: Libra
     assert (changed.computed, changed.sent) == (0, 2)
     loaded = library.load()
     assert (loaded.read, loaded.written, loaded.failed) == (5, 3, 0)
-    assert {name: track.title for name, track in library.stored().items()} == {"low.wav": "Lower", "renamed.wav": None}
+    assert {name: track.title for name, track in library.stored().items()} == {
+        "low.wav": "Lower",
+        "renamed.wav": "renamed",
+    }
     assert list(library.failed()) == ["bad.wav"]
     assert library.load().read == 0
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if not path.suffix), ROOT / ".ci" / "run"]
 TOOLS = ("bash", "cat", "cp", "dirname", "env", "flock", "mkdir", "sed", "sha256sum")
-PYTHON = """#!/usr/bin/env bash
+PYTHON = r"""#!/usr/bin/env bash
 case "$1 $2" in
     "--version ") echo "Python $(cat "$ROOT/version")" ;;
     "-m venv")
@@ -19,6 +19,7 @@ case "$1 $2" in
         cp "$ROOT/bin/python3" .venv/bin/python
         cp "$ROOT/bin/pip" "$ROOT/bin/murmur" "$ROOT/bin/pytest" .venv/bin
         ;;
+    *synthesise.py\ *) mkdir -p "$2" ;;
 esac
 """
 PIP = """#!/usr/bin/env bash
@@ -56,7 +57,7 @@ class Checkout:
     def call(self, script: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a script as a user would."""
         return subprocess.run(
-            [self.folder / "scripts" / script if cwd else f"scripts/{script}", *arguments],
+            [self.folder / "scripts" / script, *arguments],
             cwd=cwd or self.folder,
             env={"PATH": str(self.root / "bin"), "ROOT": str(self.root)},
             capture_output=True,
@@ -127,11 +128,12 @@ def test_a_missing_python_and_java_are_named_with_what_to_type(checkout: Checkou
 
 
 def test_run_takes_the_synthesised_library_and_is_called_as_can_be_typed(checkout: Checkout) -> None:
-    here = checkout.call("run")
-    assert here.stdout == "[.venv/bin/murmur run library --metadata library/metadata.csv]\n"
-    top = checkout.folder
-    elsewhere = checkout.call("run", cwd=checkout.root / "bin")
-    assert elsewhere.stdout == f"[{top}/.venv/bin/murmur run {top}/library --metadata {top}/library/metadata.csv]\n"
+    for cwd, shortest in ((checkout.folder, ""), (checkout.root / "bin", f"{checkout.folder}/")):
+        call = checkout.call("run", cwd=cwd)
+        options = (
+            f"--config {shortest}library/config.yaml run {shortest}library --metadata {shortest}library/metadata.csv"
+        )
+        assert call.stdout == f"[{shortest}.venv/bin/murmur {options}]\n"
 
 
 def test_run_hands_a_folder_and_its_options_on(checkout: Checkout) -> None:
