@@ -31,6 +31,8 @@ REQUEST_TIMEOUT_MS = 12_000
 """Longer than a session."""
 DELIVERY_TIMEOUT_MS = 60_000
 """Until a message without an acknowledgement is an error; long enough for a broker to be restarted."""
+NO_EPOCH_BUMP = (2, 4)
+"""Protocol for transactions: from 2.5 on the driver meets a stale epoch by taking the id back from its successor."""
 TRANSACTION_TIMEOUT_MS = 15_000
 """Until a transaction that its producer abandoned no longer holds up the readers."""
 TOMBSTONE_RETENTION_MS = 7 * 24 * 3600 * 1000
@@ -249,6 +251,7 @@ class Producer:
             retry_backoff_ms=10,
             delivery_timeout_ms=DELIVERY_TIMEOUT_MS if transactional_id is None else TRANSACTION_TIMEOUT_MS,
             transactional_id=transactional_id,
+            api_version=NO_EPOCH_BUMP if transactional_id else None,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         )
         bus.opened.add(self)
