@@ -18,7 +18,7 @@ from clustering.library import Library, current_revs, digest_of, read_library
 from clustering.runs import latest_run, next_run_id, purge_runs, run_in_force
 from clustering.space import GROUPS, Matrix, transform
 from core.config import Config
-from core.errors import BackendError, MurmurError
+from core.errors import BackendError, ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import digest
 from core.records import Assignment, Cluster, Failure, Group, Neighbour, Record, Run, Track, next_rev
@@ -66,11 +66,12 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
     MurmurError
         If there is nothing to cluster.
     ConfigError
-        If more clusters are asked for than there are distinct tracks.
+        If more clusters are asked for than there are distinct tracks, or blocks that are needed are not extracted.
     BackendError
         If the store or Spark fails, or there is no Java for Spark.
     """
     began = time.monotonic()
+    check(config)
     revs = current_revs(store, config.feature_set)
     in_set, everywhere = store.count(Track, {"feature_set": config.feature_set}), store.count(Track)
     others, unclusterable = everywhere - in_set, in_set - len(revs)
@@ -99,6 +100,16 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
         other_feature_sets=others,
         unclusterable=unclusterable,
     )
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` if the extracted blocks are not those that the space needs: `default` alone has them."""
+    if "default" not in config.features.profiles:
+        needed = ", ".join(block.name for group in GROUPS for block in group.blocks)
+        given = ", ".join(config.features.profiles)
+        raise ConfigError(
+            f"features.profiles: {given}: the clustering needs {needed}; write [default, {given}] and extract again"
+        )
 
 
 def settings_digest(config: Config) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from core.bus import Topic
 from core.errors import ConfigError
-from core.names import bare_url, digest
+from core.names import Names, bare_url, digest
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised when a number changes, so that vectors of two versions never meet in a matrix."""
 
 Join = Literal["auto", "id", "filename", "stem", "path"]
+Profile = Literal["default", "fma", "tempo"]
 
 
 class Section(BaseModel):
@@ -28,6 +31,7 @@ class Audio(Section):
     """What is read, and at which rate it is analysed."""
 
     sample_rate: Annotated[int, Field(ge=16_000, le=192_000)] = 22_050
+    max_duration: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1800.0
     extensions: tuple[str, ...] = (
         ".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma",
     )  # fmt: skip
@@ -47,6 +51,12 @@ class Catalogue(Section):
     columns: dict[Literal["title", "artist", "album", "genre", "year"], str] = {}
 
 
+class Features(Section):
+    """What is computed of each track."""
+
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)] = ("default",)
+
+
 class Clustering(Section):
     """How tracks are grouped."""
 
@@ -63,6 +73,24 @@ class Topics(Section):
     prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
     partitions: Annotated[int, Field(ge=1, le=1000)] = 1
     replication: Annotated[int, Field(ge=-1)] = -1
+
+    def of_tracks(self) -> list[Topic]:
+        """Return the topics between `extract` and `load`, as they are to be created."""
+        names = Names(self.prefix)
+        return [
+            Topic(names.tracks, "compact", self.partitions, self.replication),
+            Topic(names.failed, "compact", self.partitions, self.replication),
+            Topic(names.dead_letters, "delete", self.partitions, self.replication),
+        ]
+
+    def of_clusters(self, cluster_ids: Iterable[str]) -> list[Topic]:
+        """Return the topics of a publication, as they are to be created."""
+        names = Names(self.prefix)
+        members = [names.members, *map(names.cluster, cluster_ids)]
+        return [
+            *(Topic(name, "compact", self.partitions, self.replication) for name in members),
+            Topic(names.runs, "compact", replication=self.replication),
+        ]
 
 
 class Location(Section):
@@ -94,6 +122,7 @@ class Config(Section):
 
     audio: Audio = Audio()
     catalogue: Catalogue = Catalogue()
+    features: Features = Features()
     clustering: Clustering = Clustering()
     topics: Topics = Topics()
     store: Location = Location()
@@ -101,12 +130,15 @@ class Config(Section):
     load: Load = Load()
     spark: Spark = Spark()
     workers: Annotated[int, Field(ge=1)] | None = None
+    memory: Annotated[ByteSize, Field(ge=2**29)] | None = None
     max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     @property
     def feature_set(self) -> str:
         """Digest of all settings that change a feature, and of `FEATURES_VERSION`."""
-        return digest(f"{FEATURES_VERSION} {self.audio.sample_rate}".encode())[:12]
+        profiles = ",".join(sorted(set(self.features.profiles)))
+        parts = (FEATURES_VERSION, self.audio.sample_rate, self.audio.max_duration, profiles)
+        return digest(" ".join(map(str, parts)).encode())[:12]
 
 
 def load_config(path: Path | None = None) -> Config:

@@ -138,6 +138,14 @@ class Failure(Record):
     attempts: int = 1
     failed_at: str
     """UTC, ISO 8601."""
+    size: int | None = None
+    """Of the file when it failed, bytes."""
+    mtime_ns: int | None = None
+    """Of the file when it failed, ns since the epoch."""
+    feature_set: str | None = None
+    """The features that were wanted."""
+    retry: bool = False
+    """Whether the next extraction tries again although nothing has changed."""
 
     @property
     def key(self) -> str:

@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    import pandas as pd
+
     from core.config import Config
+    from core.records import Track
     from features.extraction import Computed
 
-__all__ = ["compute", "warm_up"]
+__all__ = ["compute", "frame", "warm_up"]
 
 
 def compute(path: Path, config: Config | None = None) -> Computed:
@@ -21,6 +25,13 @@ def compute(path: Path, config: Config | None = None) -> Computed:
     from features import extraction
 
     return extraction.compute(path, config)
+
+
+def frame(tracks: Iterable[Track]) -> pd.DataFrame:
+    """Gather the features of tracks in one matrix; see `features.matrix.frame`."""
+    from features import matrix
+
+    return matrix.frame(tracks)
 
 
 def warm_up(config: Config | None = None) -> None:

@@ -1,63 +1,62 @@
-"""What is measured in each frame: one STFT, and one table of descriptors over it.
+"""What is measured of a track: the table of descriptors, and the profiles made of them.
 
 Every descriptor equals librosa 0.11 called with its defaults on the same samples. To add one: a function of `Frames`,
-a line in `DESCRIPTORS`, a test whose answer follows from the definition.
+a line in `DESCRIPTORS`, its name in a profile, a test whose answer follows from the definition.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
+from numba import njit
 
+from core.config import Profile
+from features import cqt, rhythm
+from features.spectrum import HOP, N_FFT, Indices, Spectrum, spectrum, tuning, tuning_lines
 from features.statistics import SEVEN
 
 Array = npt.NDArray[np.floating[Any]]
 
-N_FFT = 2048
-"""Samples in a frame."""
-HOP = 512
-"""Samples between the starts of two frames."""
-BLOCK = 256
-"""Frames taken at a time where the intermediate values of a whole track would leave the cache."""
-
-RHYTHM_FRAMES = 256
-"""Frames in a window of `fluctuation`."""
-RHYTHM_HOP = 128
-"""Frames between the starts of two windows."""
-RHYTHM_EDGES = np.geomspace(0.3, 10.0, 17)
-"""Edges of the 16 modulation-frequency bins, Hz."""
+NEGATIVE = np.float32(-1e-10)
+"""The float32 next below −1e-10, librosa's threshold: what lies above counts as positive."""
 
 
-@dataclass(frozen=True)
 class Frames:
-    """A track cut into frames, and what several descriptors share; each part is computed when first asked for."""
+    """A track cut into frames, and what several descriptors share; each part is computed when first asked for.
 
-    y: Array
-    """(n_samples,) float32."""
-    sample_rate: int
-    """Hz."""
-    magnitude: Array
-    """(1 + N_FFT / 2, n_frames) float32, of the STFT with a Hann window."""
+    Parameters
+    ----------
+    y : (n_samples,) float32
+        At least one sample; full scale is 1.
+    spectrum : Spectrum
+        Of its 1 + n_samples // HOP frames.
+    """
+
+    def __init__(self, y: Array, spectrum: Spectrum) -> None:
+        self.y = y
+        self.sample_rate = spectrum.sample_rate
+        self.spectrum = spectrum
 
     @cached_property
-    def power(self) -> Array:
-        """(1 + N_FFT / 2, n_frames): the squared magnitude."""
-        return self.magnitude**2
+    def tuning(self) -> float:
+        """Deviation from A4 = 440 Hz, in semitones, as the chroma of the STFT estimates it: from the power."""
+        return tuning(self.spectrum.power, self.spectrum.loudest, self.sample_rate)
+
+    @cached_property
+    def cqt_tuning(self) -> float:
+        """The same as the constant-Q transform estimates it: from the magnitude, which is the root to the bit."""
+        looked_at = self.spectrum.power[:, : tuning_lines(self.sample_rate).stop + 1]
+        return tuning(np.sqrt(looked_at), np.sqrt(self.spectrum.loudest), self.sample_rate)
 
     @cached_property
     def mel(self) -> Array:
         """(128, n_frames): the mel spectrogram, dB, at most 80 below its peak."""
-        found: Array = librosa.power_to_db(_mel_basis(self.sample_rate) @ self.power)
-        return found
+        return decibel(self.spectrum.mel)
 
     @cached_property
     def mfcc(self) -> Array:
@@ -66,36 +65,48 @@ class Frames:
         return found
 
     @cached_property
-    def moments(self) -> Array:
-        """(3, n_frames) float64: the sums of the magnitude times frequency (Hz) to the powers 0, 1, 2."""
-        powers = np.vander(frequencies(self.sample_rate), 3, increasing=True).T
-        found = _by_block(lambda magnitude: powers @ magnitude, self.magnitude)
-        found[0, found[0] < np.finfo(np.float32).tiny] = 1.0  # as librosa: what is silent stays 0
-        return found
+    def cqt(self) -> Array:
+        """(84, n_frames) float32: the magnitude of the constant-Q transform."""
+        return cqt.cqt(self.y, self.sample_rate, self.cqt_tuning)
+
+    @cached_property
+    def chroma_cens(self) -> Array:
+        """(12, n_frames): the pitch classes of `cqt`, quantised and smoothed."""
+        return cqt.chroma_cens(self.cqt)
+
+    @cached_property
+    def onset_strength(self) -> Array:
+        """(n_frames,): the mean rise of `mel`, dB."""
+        return rhythm.onset_strength(self.mel)
+
+    @cached_property
+    def tempo(self) -> Array:
+        """(1, 1) bpm."""
+        return rhythm.tempo(self.onset_strength, self.sample_rate)
 
 
-def frames(y: Array, sample_rate: int) -> Frames:
-    """Take the STFT: centred frames of `N_FFT` samples every `HOP`, zeros beyond the ends.
+def frames(y: Array, sample_rate: int, power: Array | None = None) -> Frames:
+    """Cut a track into centred frames of `N_FFT` samples every `HOP`, with zeros beyond its ends.
 
     Parameters
     ----------
     y : (n_samples,) float32, at least one sample
     sample_rate : int
         Hz.
-
-    Returns
-    -------
-    Frames
-        Of 1 + n_samples // HOP frames.
+    power : (n_frames, `N_LINES`) float32, optional
+        Memory for the power spectrogram; default: new memory.
     """
-    # Padded here and not by librosa, which warns of signals shorter than a frame.
-    stft = librosa.stft(np.pad(y, N_FFT // 2), n_fft=N_FFT, hop_length=HOP, center=False)
-    return Frames(y, sample_rate, np.abs(stft))
+    return Frames(y, spectrum(y, sample_rate, power))
 
 
-def frequencies(sample_rate: int) -> Array:
-    """Return the frequency of each line of the STFT, (1 + N_FFT / 2,) Hz."""
-    found: Array = librosa.fft_frequencies(sr=sample_rate, n_fft=N_FFT)
+def decibel(power: Array) -> Array:
+    """Return 10 · log₁₀ of a power, at least 1e-10, at most 80 dB below its peak: ``librosa.power_to_db``.
+
+    In float64, and by the natural logarithm, which is the one that numpy takes in lanes.
+    """
+    level = np.log(np.maximum(power, 1e-10), dtype=np.float64)
+    level *= 10 / np.log(10)
+    found: Array = np.maximum(level, level.max() - 80, out=level)
     return found
 
 
@@ -109,33 +120,14 @@ def mfcc_delta(frames: Frames) -> Array:
     return np.diff(frames.mfcc, axis=1)
 
 
-def chroma(frames: Frames) -> Array:
+def chroma_stft(frames: Frames) -> Array:
     """Return the energy of the 12 pitch classes from C, (12, n_frames), each frame divided by its maximum.
 
     As ``librosa.feature.chroma_stft`` with its own estimate of the tuning.
     """
-    energy = _chroma_basis(frames.sample_rate, tuning(frames)) @ frames.power
+    energy = _chroma_basis(frames.sample_rate, frames.tuning) @ frames.spectrum.power.T
     found: Array = librosa.util.normalize(energy, norm=np.inf, axis=0)
     return found
-
-
-def tuning(frames: Frames) -> float:
-    """Return the deviation from A4 = 440 Hz in semitones, in [−0.5, 0.5).
-
-    The value of ``librosa.estimate_tuning(S=frames.power)``. It looks for peaks from 150 to 4,000 Hz that are at least
-    a tenth of their frame's maximum; the lines above are left out. Taking a power of two of them and scaling the rate
-    alike keeps every bit, as librosa infers the size of the FFT from the number of lines.
-    """
-    n_fft = 2 ** math.ceil(math.log2(2 * 4000 * N_FFT / frames.sample_rate))
-
-    def peaks(power: Array) -> Array:
-        loud = 0.1 * power.max(axis=0, keepdims=True)
-        rate = frames.sample_rate * n_fft / N_FFT
-        pitch, height = librosa.piptrack(S=power[: n_fft // 2 + 1], sr=rate, n_fft=n_fft, ref=loud)
-        return np.stack([pitch[pitch > 0], height[pitch > 0]])
-
-    pitch, height = _by_block(peaks, frames.power)
-    return float(librosa.pitch_tuning(pitch[height >= np.median(height)])) if len(pitch) else 0.0
 
 
 def mel(frames: Frames) -> Array:
@@ -145,80 +137,62 @@ def mel(frames: Frames) -> Array:
 
 def spectral_contrast(frames: Frames) -> Array:
     """Return the difference of peaks and valleys in 7 bands, (7, n_frames) dB (Jiang et al. 2002)."""
-    found: Array = librosa.feature.spectral_contrast(S=frames.magnitude, sr=frames.sample_rate)
-    return found
+    peaks, valleys = frames.spectrum.extremes
+    return decibel(peaks) - decibel(valleys)
 
 
 def spectral_centroid(frames: Frames) -> Array:
     """Return the mean frequency of the magnitude, (1, n_frames) Hz."""
-    return frames.moments[1:2] / frames.moments[:1]
+    return frames.spectrum.centroid
 
 
 def spectral_bandwidth(frames: Frames) -> Array:
     """Return the standard deviation of frequency around the centroid, (1, n_frames) Hz."""
-    mean_square = frames.moments[2:] / frames.moments[:1]
-    return np.sqrt(np.maximum(mean_square - spectral_centroid(frames) ** 2, 0.0))
+    return frames.spectrum.bandwidth
 
 
 def spectral_rolloff(frames: Frames) -> Array:
-    """Return the frequency below which 85 % of the magnitude lies, (1, n_frames) Hz.
-
-    Summed in float32 from the lowest line up, and held against a float32 threshold, as librosa does: equal at ties too.
-    """
-    frequency = frequencies(frames.sample_rate)
-
-    def rolloff(magnitude: Array) -> Array:
-        total = np.cumsum(magnitude, axis=0)
-        found: Array = frequency[np.argmax(total >= 0.85 * total[-1:], axis=0, keepdims=True)]
-        return found
-
-    return _by_block(rolloff, frames.magnitude)
+    """Return the frequency below which 85 % of the magnitude lies, (1, n_frames) Hz."""
+    return frames.spectrum.rolloff
 
 
 def spectral_flatness(frames: Frames) -> Array:
     """Return the ratio of geometric and arithmetic mean of the power, (1, n_frames) in [0, 1]."""
-    return _by_block(lambda power: librosa.feature.spectral_flatness(S=power, power=1.0), frames.power)
+    return frames.spectrum.flatness
 
 
 def zcr(frames: Frames) -> Array:
     """Return the share of zero crossings among a frame's samples, (1, n_frames).
 
-    The track is extended by its first and last sample, and what is within 1e-10 of zero counts as positive. Counted
-    once for each hop, then summed over the hops of each frame.
+    What lies above −1e-10 counts as positive; beyond its ends a track keeps its first and last value. Counted
+    once for each hop, then summed over the hops of each frame, without the crossing into the next frame.
     """
-    half = N_FFT // 2
-    negative = np.pad(frames.y < -1e-10, half, mode="edge")
-    crossing = np.diff(negative, append=negative[-1:])  # [i]: between samples i and i + 1
-    n_frames = 1 + len(frames.y) // HOP
-    n_hops = n_frames - 1 + N_FFT // HOP
-    hops = np.add.reduceat(crossing[: n_hops * HOP], np.arange(n_hops) * HOP, dtype=np.int64)
-    counted = np.convolve(hops, np.ones(N_FFT // HOP, np.int64), mode="valid")
-    beyond = crossing[N_FFT - 1 :: HOP][:n_frames]  # the crossing into the next frame
-    return ((counted - beyond) / N_FFT)[np.newaxis]
+    n_hops = len(frames.spectrum.power) + N_FFT // HOP - 1
+    counts, last = _crossings(frames.y, n_hops)
+    counted = np.convolve(counts, np.ones(N_FFT // HOP, np.int64), mode="valid")
+    return ((counted - last[N_FFT // HOP - 1 :]) / N_FFT)[np.newaxis]
 
 
 def rms(frames: Frames) -> Array:
     """Return the root mean square of the samples under the window, (1, n_frames), from the STFT's magnitude."""
-    power = frames.power
-    both_sides = 2 * power.sum(axis=0, keepdims=True) - power[:1] - power[-1:]
-    found: Array = np.sqrt(both_sides) / N_FFT
-    return found
+    return frames.spectrum.rms
 
 
-def fluctuation(frames: Frames) -> Array:
-    """Return how strongly 16 mel bands fluctuate at 16 modulation frequencies, (256, n_windows), band-major.
-
-    Every 8th of the 128 dB mel bands, in windows of `RHYTHM_FRAMES` frames: the magnitude spectrum of each band over
-    time, without its mean, averaged in the bins between `RHYTHM_EDGES` and compressed by log(1 + x). No window: no
-    column. After Pampalk, "Islands of Music" (2001), and Seyerlehner, Schedl, Pohle and Knees (2010).
-    """
-    bands = frames.mel[::8].astype(np.float64)
-    if bands.shape[1] < RHYTHM_FRAMES:
-        return np.empty((16 * 16, 0))
-    windows = np.lib.stride_tricks.sliding_window_view(bands, RHYTHM_FRAMES, axis=1)[:, ::RHYTHM_HOP]
-    lines = np.abs(scipy.fft.rfft(windows))[..., 1:]
-    levels: Array = np.log1p(lines @ _rhythm_bins(frames.sample_rate))
-    return levels.swapaxes(1, 2).reshape(16 * 16, -1)
+@njit(cache=True)
+def _crossings(y: Array, n_hops: int) -> tuple[Indices, Indices]:
+    """Count the sign changes in each hop of a track with half a frame before it, and those after its last sample."""
+    counts = np.zeros(n_hops, np.int64)
+    last = np.zeros(n_hops, np.int64)
+    for hop in range(n_hops):
+        start = hop * HOP - N_FFT // 2
+        part = y[max(start, 0) : max(start + HOP + 1, 0)]
+        count = 0
+        for i in range(len(part) - 1):
+            count += (part[i] <= NEGATIVE) != (part[i + 1] <= NEGATIVE)
+        counts[hop] = count
+        if start >= 0 and len(part) == HOP + 1:
+            last[hop] = (part[-2] <= NEGATIVE) != (part[-1] <= NEGATIVE)
+    return counts, last
 
 
 class Descriptor(NamedTuple):
@@ -233,7 +207,7 @@ class Descriptor(NamedTuple):
 DESCRIPTORS: dict[str, Descriptor] = {
     "mfcc": Descriptor(mfcc),
     "mfcc_delta": Descriptor(mfcc_delta, ("mean_abs", "std")),
-    "chroma": Descriptor(chroma),
+    "chroma_stft": Descriptor(chroma_stft),
     "mel": Descriptor(mel, ("mean", "std")),
     "spectral_contrast": Descriptor(spectral_contrast),
     "spectral_centroid": Descriptor(spectral_centroid),
@@ -242,38 +216,39 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "spectral_flatness": Descriptor(spectral_flatness),
     "zcr": Descriptor(zcr),
     "rms": Descriptor(rms),
-    "fluctuation": Descriptor(fluctuation, ("median",)),
+    "fluctuation": Descriptor(lambda frames: rhythm.fluctuation(frames.mel, frames.sample_rate), ("median",)),
+    "chroma_cqt": Descriptor(lambda frames: cqt.chroma_cqt(frames.cqt)),
+    "chroma_cens": Descriptor(lambda frames: frames.chroma_cens),
+    "tonnetz": Descriptor(lambda frames: cqt.tonnetz(frames.chroma_cens)),
+    "tempo": Descriptor(lambda frames: frames.tempo, ("mean",)),
+    "onset_rate": Descriptor(lambda frames: rhythm.onset_rate(frames.onset_strength, frames.sample_rate), ("mean",)),
+    "beat_strength": Descriptor(
+        lambda frames: rhythm.beat_strength(frames.onset_strength, frames.sample_rate, frames.tempo), ("mean",)
+    ),
 }
+"""Every block that can be extracted; the name means the same number in every profile."""
+
+PROFILES: dict[Profile, tuple[str, ...]] = {
+    "default": (
+        "mfcc", "mfcc_delta", "chroma_stft", "mel", "spectral_contrast", "spectral_centroid", "spectral_bandwidth",
+        "spectral_rolloff", "spectral_flatness", "zcr", "rms", "fluctuation",
+    ),
+    "fma": (
+        "chroma_cens", "chroma_cqt", "chroma_stft", "mfcc", "rms", "spectral_bandwidth", "spectral_centroid",
+        "spectral_contrast", "spectral_rolloff", "tonnetz", "zcr",
+    ),
+    "tempo": ("tempo", "onset_rate", "beat_strength"),
+}  # fmt: skip
+"""The blocks of each profile; those of `fma`, with seven statistics each, are the 518 values of the FMA dataset."""
 
 
-def _by_block(measure: Callable[[Array], Array], spectrogram: Array) -> Array:
-    """Apply to `BLOCK` frames at a time what looks at each frame alone."""
-    starts = range(0, spectrogram.shape[1], BLOCK)
-    return np.concatenate([measure(spectrogram[:, start : start + BLOCK]) for start in starts], axis=1)
-
-
-@lru_cache(maxsize=4)
-def _mel_basis(sample_rate: int) -> Array:
-    with warnings.catch_warnings():  # librosa's, that near 192 kHz some narrow bands hold no line
-        warnings.simplefilter("ignore", UserWarning)
-        found: Array = librosa.filters.mel(sr=sample_rate, n_fft=N_FFT)
-    return found
+def blocks(profiles: Iterable[Profile]) -> dict[str, Descriptor]:
+    """Return the part of the table that some profiles need."""
+    wanted = {block for profile in profiles for block in PROFILES[profile]}
+    return {block: descriptor for block, descriptor in DESCRIPTORS.items() if block in wanted}
 
 
 @lru_cache(maxsize=128)
 def _chroma_basis(sample_rate: int, tuning: float) -> Array:
     found: Array = librosa.filters.chroma(sr=sample_rate, n_fft=N_FFT, tuning=tuning)
     return found
-
-
-@lru_cache(maxsize=4)
-def _rhythm_bins(sample_rate: int) -> Array:
-    """Return what averages lines into bins, (RHYTHM_FRAMES / 2, 16); an empty bin takes the line nearest its middle."""
-    lines = np.arange(1, RHYTHM_FRAMES // 2 + 1) * sample_rate / HOP / RHYTHM_FRAMES
-    low, high = RHYTHM_EDGES[:-1], RHYTHM_EDGES[1:]
-    inside = (lines[:, np.newaxis] >= low) & (lines[:, np.newaxis] < high)
-    nearest = np.abs(lines[:, np.newaxis] - np.sqrt(low * high)).argmin(axis=0)
-    empty = ~inside.any(axis=0)
-    inside[nearest[empty], empty] = True
-    weights: Array = inside / inside.sum(axis=0)
-    return weights

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import orjson
+from numba import njit
 
 from core.config import Config
 from core.records import Features
 from features.audio import Audio, Samples, decode, resample
-from features.descriptors import DESCRIPTORS, HOP, N_FFT, RHYTHM_FRAMES, frames
+from features.descriptors import Descriptor, blocks, frames
+from features.rhythm import RHYTHM_FRAMES
+from features.spectrum import HOP, N_FFT, N_LINES
 from features.statistics import Row, summarize
 
 SILENT = 1e-4
@@ -20,6 +26,9 @@ CLIPPED = 0.999
 """Absolute sample at and above which the signal counts as clipped."""
 CLIPPED_SHARE = 0.001
 """Share of clipped samples above which a track is flagged."""
+
+MOST_KEPT = 1 << 25
+"""Values of the largest spectrogram whose memory is kept for the next track: 12 min at 22,050 Hz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +57,18 @@ def compute(path: Path, config: Config | None = None) -> Computed:
     path : Path
         An audio file.
     config : Config, optional
-        Its ``audio.sample_rate`` (Hz) is the analysis rate; default 22,050.
+        Its ``audio.sample_rate`` (Hz) is the analysis rate, its ``features.profiles`` say what is computed.
 
     Raises
     ------
     AudioError
         If the file cannot be read or decoded, as `features.audio.decode` says.
     """
-    sample_rate = (config or Config()).audio.sample_rate
+    config = config or Config()
     audio = decode(path)
-    y = resample(audio, sample_rate)
+    y = resample(audio, config.audio.sample_rate)
     return Computed(
-        features=describe(y, sample_rate),
+        features=describe(y, config.audio.sample_rate, blocks(config.features.profiles)),
         flags=flags(audio, y),
         duration=audio.duration,
         codec=audio.codec,
@@ -70,25 +79,27 @@ def compute(path: Path, config: Config | None = None) -> Computed:
     )
 
 
-def describe(y: Samples, sample_rate: int) -> Features:
-    """Summarise every descriptor of the table.
+def describe(y: Samples, sample_rate: int, table: Mapping[str, Descriptor]) -> Features:
+    """Summarise the descriptors of a table.
 
     Parameters
     ----------
     y : (n_samples,) float32
-        At least one sample; full scale is 1.
+        At the analysis rate; at least one sample; full scale is 1.
     sample_rate : int
         Hz, 16,000 or more.
+    table : mapping of block → Descriptor
+        `features.descriptors.blocks` has that of a profile.
 
     Returns
     -------
     dict of block → statistic → values
         float32 in shortest decimal form; silence, a constant and a single frame have values too, never NaN.
     """
-    track = frames(y, sample_rate)
+    track = frames(y, sample_rate, _memory.spectrogram(1 + len(y) // HOP))
     return {
         block: {name: _shortest(row) for name, row in summarize(function(track), statistics).items()}
-        for block, (function, statistics) in DESCRIPTORS.items()
+        for block, (function, statistics) in table.items()
     }
 
 
@@ -109,9 +120,9 @@ def flags(audio: Audio, y: Samples) -> list[str]:
         ``damaged`` (cut short, or in parts not decodable: the features are those of the rest).
     """
     found = {
-        "silent": np.abs(y).max() < SILENT,
+        "silent": max(y.max(), -y.min()) < SILENT,
         "too_short": len(y) < N_FFT,
-        "clipped": np.mean(np.abs(audio.samples) >= CLIPPED) > CLIPPED_SHARE,
+        "clipped": _clipped(audio.samples) > CLIPPED_SHARE * len(audio.samples),
         "no_rhythm": 1 + len(y) // HOP < RHYTHM_FRAMES,
         "damaged": audio.damaged,
     }
@@ -120,11 +131,40 @@ def flags(audio: Audio, y: Samples) -> list[str]:
 
 def warm_up(config: Config | None = None) -> None:
     """Import, compile and cache what the first file would otherwise wait for; once in each worker."""
-    sample_rate = (config or Config()).audio.sample_rate
     clicks = np.zeros(HOP * RHYTHM_FRAMES, np.float32)
-    clicks[:: sample_rate // 440] = 0.5
-    describe(clicks, sample_rate)
+    clicks[::50] = 0.5
+    config = config or Config()
+    describe(clicks, config.audio.sample_rate, blocks(config.features.profiles))
+    _clipped(clicks)
+
+
+@njit(cache=True)
+def _clipped(samples: Samples) -> int:
+    count = 0
+    for sample in samples:
+        count += abs(sample) >= CLIPPED
+    return count
+
+
+class _Memory(threading.local):
+    """Serves one track of a thread after the other: to touch new memory may cost more than the FFT that fills it."""
+
+    kept = np.empty(0, np.float32)
+
+    def spectrogram(self, n_frames: int) -> Samples:
+        """Return (n_frames, N_LINES) float32, gone with the next call; very long tracks get memory of their own."""
+        size = n_frames * N_LINES
+        if size > MOST_KEPT:
+            return np.empty((n_frames, N_LINES), np.float32)
+        if size > len(self.kept):
+            self.kept = np.empty(size, np.float32)
+        return self.kept[:size].reshape(n_frames, N_LINES)
+
+
+_memory = _Memory()
 
 
 def _shortest(row: Row) -> list[float]:
-    return [float(str(value)) for value in row.astype(np.float32)]
+    """Return float32 in shortest decimal form."""
+    found: list[float] = orjson.loads(orjson.dumps(row.astype(np.float32), option=orjson.OPT_SERIALIZE_NUMPY))
+    return found

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from core.config import Config, load_config, parse_config
+from core.config import Config, Topics, load_config, parse_config
 from core.errors import ConfigError
+from core.names import Names
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +32,19 @@ def test_a_section_without_keys_is_default(tmp_path: Path) -> None:
 def test_a_store_and_a_bus_may_be_bare_urls() -> None:
     config = parse_config({"store": "mongodb://h/music", "bus": "kafka://h:9092"})
     assert (config.store.url, config.bus.url) == ("mongodb://h/music", "kafka://h:9092")
+
+
+def test_topics_are_declared_with_the_configured_partitions_and_the_one_of_the_runs_with_one() -> None:
+    topics = Topics(prefix="a.", partitions=3, replication=2)
+    declared = {topic.name: topic for topic in (*topics.of_tracks(), *topics.of_clusters(["c01"]))}
+    names = Names("a.")
+    assert [name for name, topic in declared.items() if topic.cleanup == "delete"] == [names.dead_letters]
+    assert [name for name, topic in declared.items() if topic.partitions == 1] == [names.runs]
+    assert {topic.partitions for topic in declared.values()} == {1, 3}
+    assert {topic.replication for topic in declared.values()} == {2}
+    assert declared.keys() == {
+        names.tracks, names.failed, names.dead_letters, names.members, names.runs, names.cluster("c01"),
+    }  # fmt: skip
 
 
 def test_variables_are_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:

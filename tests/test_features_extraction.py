@@ -24,12 +24,14 @@ import features
 from core.config import FEATURES_VERSION, Config, parse_config
 from core.errors import AudioError
 from features.audio import Audio, decode, resample
-from features.descriptors import DESCRIPTORS
+from features.descriptors import DESCRIPTORS, PROFILES, blocks
 from features.extraction import describe, flags
 
 SR = 22_050
+EVERYTHING = parse_config({"features": {"profiles": list(PROFILES)}})
 GOLDEN = Path(__file__).with_name("golden_features.json")
-ROWS = {"mfcc": 20, "mfcc_delta": 20, "chroma": 12, "mel": 128, "spectral_contrast": 7, "fluctuation": 256}
+ROWS = {"mfcc": 20, "mfcc_delta": 20, "chroma_stft": 12, "mel": 128, "spectral_contrast": 7, "fluctuation": 256}
+ROWS |= {"chroma_cqt": 12, "chroma_cens": 12, "tonnetz": 6}
 
 
 def music(seconds=8.0, sr=44_100):
@@ -47,9 +49,13 @@ def write(path, y, sr=44_100, **options):
     return path
 
 
-def assert_complete(found):
+def described(y, sample_rate=SR, profiles=("default",)):
+    return describe(y, sample_rate, blocks(profiles))
+
+
+def assert_complete(found, profiles=("default",)):
     """Every block, statistic and row is there, finite, and a float32 in shortest decimal form."""
-    assert list(found) == list(DESCRIPTORS)
+    assert list(found) == list(blocks(profiles))
     for block, statistics in found.items():
         assert tuple(statistics) == DESCRIPTORS[block].statistics
         for values in statistics.values():
@@ -83,18 +89,36 @@ def test_the_same_file_gives_the_same_features_twice(tmp_path):
     assert features.compute(path) == features.compute(path)
 
 
+def test_the_profiles_of_the_config_say_which_blocks_are_computed(tmp_path):
+    path = write(tmp_path / "a.wav", music())
+    default = features.compute(path).features
+    for profiles in (["fma"], ["tempo"], ["default", "fma"], ["tempo", "fma", "default"]):
+        found = features.compute(path, parse_config({"features": {"profiles": profiles}})).features
+        assert_complete(found, profiles)
+        assert {block: default[block] for block in found.keys() & default.keys()} == {
+            block: found[block] for block in found.keys() & default.keys()
+        }
+
+
+def test_the_fma_profile_has_the_518_values(tmp_path):
+    config = parse_config({"features": {"profiles": ["fma"]}})
+    found = features.compute(write(tmp_path / "a.wav", music()), config).features
+    assert sum(len(values) for statistics in found.values() for values in statistics.values()) == 518
+
+
 @pytest.mark.parametrize("rate", [16_000, 44_100, 192_000])
 def test_the_config_sets_the_analysis_rate(tmp_path, rate):
     path = write(tmp_path / "a.wav", music(3))
-    found = features.compute(path, parse_config({"audio": {"sample_rate": rate}}))
+    config = parse_config({"audio": {"sample_rate": rate}})
+    found = features.compute(path, config)
     assert_complete(found.features)
-    assert found.features == describe(resample(decode(path), rate), rate)
+    assert found.features == described(resample(decode(path), rate), rate)
 
 
 def test_golden_values_change_only_with_the_features_version(tmp_path):
     golden = json.loads(GOLDEN.read_text())
     assert golden["features_version"] == FEATURES_VERSION, f"write the golden values of the new version: {__doc__}"
-    found = features.compute(write(tmp_path / "a.wav", music())).features
+    found = features.compute(write(tmp_path / "a.wav", music()), EVERYTHING).features
     assert list(found) == list(golden["features"])
     for block, statistics in golden["features"].items():
         for statistic, values in statistics.items():
@@ -122,17 +146,17 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("rate", [16_000, 22_050, 192_000])
 def test_odd_input_has_defined_values(name, rate):
-    assert_complete(describe(ODD[name].astype(np.float32), rate))
+    assert_complete(described(ODD[name].astype(np.float32), rate, PROFILES), PROFILES)
 
 
 @hypothesis.given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=3000))
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_any_samples_have_defined_values(samples):
-    assert_complete(describe(np.array(samples, np.float32), SR))
+    assert_complete(described(np.array(samples, np.float32), SR, PROFILES), PROFILES)
 
 
 def test_silence_is_all_zero_but_for_its_level():
-    found = describe(np.zeros(8 * SR, np.float32), SR)
+    found = described(np.zeros(8 * SR, np.float32))
     level = {"mfcc", "mel", "spectral_flatness"}
     assert not {v for block in found.keys() - level for row in found[block].values() for v in row if v}
     assert found["mel"]["mean"] == pytest.approx([-100.0] * 128)
@@ -191,7 +215,7 @@ def test_importing_the_package_imports_no_heavy_library():
 
 def test_warming_up_needs_no_file():
     features.warm_up()
-    features.warm_up(parse_config({"audio": {"sample_rate": 192_000}}))
+    features.warm_up(EVERYTHING)
 
 
 def test_two_encodings_of_real_music_agree_in_duration_and_cepstrum():
@@ -213,14 +237,14 @@ def _write_golden():
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        found = features.compute(write(Path(folder) / "a.wav", music())).features
-    blocks = ",\n".join(
+        found = features.compute(write(Path(folder) / "a.wav", music()), EVERYTHING).features
+    golden = ",\n".join(
         f' "{block}": {{\n'
         + ",\n".join(f'  "{name}": {json.dumps([float(f"{v:.6g}") for v in row])}' for name, row in statistics.items())
         + "\n }"
         for block, statistics in found.items()
     )
-    GOLDEN.write_text(f'{{"features_version": {FEATURES_VERSION}, "features": {{\n{blocks}\n}}}}\n')
+    GOLDEN.write_text(f'{{"features_version": {FEATURES_VERSION}, "features": {{\n{golden}\n}}}}\n')
 
 
 if __name__ == "__main__":
