@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from core.bus import Bus
     from core.config import Config
     from core.jobs import Watch
+    from core.records import Failure
     from core.store import Store
     from etl.extract import ExtractReport
 
@@ -36,6 +37,8 @@ app = typer.Typer(
 )
 failures_app = typer.Typer(rich_markup_mode=None, help="The files that could not be read.")
 app.add_typer(failures_app, name="failures")
+export_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(export_app, name="export")
 
 AudioDir = Annotated[
     Path, typer.Argument(metavar="AUDIO_DIR", help="The folder to walk.", exists=True, file_okay=False)
@@ -57,12 +60,23 @@ class Options:
     quiet: bool
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        show.text(f"murmur {version('murmuration')}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./config.yaml, if it exists.")] = None,
     verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; errors with traceback.")] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only warnings and results.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Folders of music into clusters that other programs subscribe to."""
     context.obj = Options(config, verbose, quiet)
@@ -95,13 +109,19 @@ def run(
 
 
 @app.command()
-def extract(context: typer.Context, audio_dir: AudioDir, metadata: Metadata = None, as_json: Json = False) -> None:
+def extract(
+    context: typer.Context,
+    audio_dir: AudioDir,
+    metadata: Metadata = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete the tracks of which no file is left.")] = False,
+    as_json: Json = False,
+) -> None:
     """Compute the features of new and changed files: audio → bus."""
     from etl import extract as job
 
     config = _config(context)
     with _opened(config) as (store, bus), _watched(context) as watch:
-        report = job.run(config, audio_dir, metadata=metadata, store=store, bus=bus, progress=watch)
+        report = job.run(config, audio_dir, metadata=metadata, prune=prune, store=store, bus=bus, progress=watch)
     show.report("extract", report, as_json=as_json)
     _check_failures(context, report, config.max_failures)
 
@@ -207,10 +227,7 @@ def failures(context: typer.Context, as_json: Json = False) -> None:
 @failures_app.command("list")
 def list_failures(context: typer.Context, as_json: Json = False) -> None:
     """List all of them, a line each."""
-    from etl.failures import failures as stored
-
-    with _read_store(context) as store:
-        show.failures(stored(store), as_json=as_json)
+    show.failures(_failures(context), as_json=as_json)
 
 
 @failures_app.command("show")
@@ -220,14 +237,48 @@ def show_failure(
     as_json: Json = False,
 ) -> None:
     """Show one of them in full."""
-    from etl.failures import failures as stored
+    from etl.failures import matching
 
-    with _read_store(context) as store:
-        found = [failure for failure in stored(store) if path in failure.path]
-    if not found:
-        raise ConfigError(f"{path}: no failure of such a file; `{_command(context)} failures` lists them")
-    for failure in found:
+    for failure in matching(_failures(context), [path]):
         show.facts(failure.model_dump(), as_json=as_json)
+
+
+@failures_app.command("retry")
+def retry_failures(
+    context: typer.Context,
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="Files, or parts of their paths [default: all].")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Have them tried again, although neither they nor the features have changed."""
+    from etl.failures import retry
+
+    config = _config(context)
+    with _opened(config, create=False) as (store, bus):
+        report = retry(config, paths or (), store=store, bus=bus)
+    show.retried(report, _command(context), as_json=as_json)
+
+
+@export_app.callback(invoke_without_command=True)
+def export(context: typer.Context) -> None:
+    """Write what is in the store to files for other programs."""
+    if context.invoked_subcommand is None:
+        raise ConfigError(f"export: what? `{_command(context)} export features OUT` writes the feature matrix")
+
+
+@export_app.command("features")
+def export_features(
+    context: typer.Context,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet or .csv.")],
+    as_json: Json = False,
+) -> None:
+    """Write the feature matrix: a row for each track, FMA's columns."""
+    from etl import export as job
+
+    with _read_store(context) as store, _watched(context) as watch:
+        report = job.run(_config(context), out, store=store, progress=watch)
+    show.report("export", report, as_json=as_json)
 
 
 @app.command()
@@ -301,6 +352,14 @@ def _read_store(context: typer.Context) -> Iterator[Store]:
 
     with closing(open_store(_config(context).store.url, create=False)) as store:
         yield store
+
+
+def _failures(context: typer.Context) -> list[Failure]:
+    from etl.failures import failures
+
+    config = _config(context)
+    with _opened(config, create=False) as (store, bus):
+        return failures(config, store=store, bus=bus)
 
 
 def _watched(context: typer.Context) -> AbstractContextManager[Watch]:

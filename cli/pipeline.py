@@ -38,6 +38,7 @@ def run_all(
     from etl import extract, load
     from topics import publish
 
+    cluster.check(config)  # hours of extraction should not end at blocks that are missing
     extracted = extract.run(config, audio_dir, metadata=metadata, store=store, bus=bus, progress=progress)
     reports: dict[str, Report] = {
         "extract": extracted,

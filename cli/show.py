@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from clustering.similar import Similar
     from core.jobs import Progress, Report, Watch
     from core.records import Failure, Member
+    from etl.failures import RetryReport
     from topics.subscribe import News
 
 PLAIN_SECONDS = 5.0
@@ -174,6 +176,19 @@ def failures(found: Iterable[Failure], *, as_json: bool) -> None:
         _table(("path", "stage", "reason", "what to do"), rows)
 
 
+def retried(done: RetryReport, command: str, *, as_json: bool) -> None:
+    """Print how many files are tried again, and the commands that do it."""
+    next_commands = [f"{command} extract {shlex.quote(folder)}" for folder in _folders(done.paths)]
+    if as_json:
+        _json(dataclasses.asdict(done) | {"next": next_commands})
+    elif not done.paths:
+        text("no failures")
+    else:
+        text(f"files to be tried again: {len(done.paths):,}; type next:")
+        for line in next_commands:
+            text(f"  {line}")
+
+
 def facts(found: Mapping[str, Any], *, as_json: bool) -> None:
     """Print names and values."""
     if as_json:
@@ -191,6 +206,13 @@ def checks(found: Iterable[Check], *, as_json: bool) -> None:
         _json([dataclasses.asdict(one) for one in found])
         return
     _table(("", "what", "found"), [("ok" if one.ok else "!!", one.what, one.found) for one in found])
+
+
+def _folders(paths: Iterable[str]) -> list[str]:
+    """Return the folder that all the files are in; each file's own where that would be the whole file system."""
+    own = sorted({str(PurePath(path).parent) for path in paths})
+    common = os.path.commonpath(own) if own else ""
+    return own if common in ("", os.sep) else [common]
 
 
 def _shares(one: Overview) -> str:

@@ -23,7 +23,16 @@ from etl.known import Known, read_known, with_features
 from etl.messages import create_topics
 from etl.metadata import Metadata, read_tags
 from etl.outbox import Outbox
-from etl.plan import Draft, Plan, is_inside, known_digests, plan, remembered_rows
+from etl.plan import (
+    Draft,
+    Plan,
+    is_inside,
+    is_lasting,
+    known_digests,
+    plan,
+    remembered_failures,
+    remembered_rows,
+)
 from etl.pool import Task, Trouble, default_workers, run_tasks
 
 if TYPE_CHECKING:
@@ -37,17 +46,21 @@ class ExtractReport(Report):
     """What an extraction did: `read`, `unchanged` and `failed` count files, `sent` messages."""
 
     tried: int = 0
-    """Files that were opened, without those that failed as they had failed before."""
+    """Files that were opened, without the known failures."""
     computed: int = 0
     """Files whose features were computed."""
     known_failures: int = 0
-    """Files that failed as they had failed before; not among `failed`."""
+    """Files that are as they were when they failed: not tried again, or failed as before; not among `failed`."""
     copies: int = 0
     """Files that hold the same as another one."""
     deleted: int = 0
     """Tracks whose files hold something else now."""
     gone: int = 0
-    """Tracks whose files are no longer in the folder; they are kept."""
+    """Tracks whose files are no longer there; they are kept unless they are to be pruned."""
+    pruned: int = 0
+    """Of these, those that were deleted."""
+    unseen: int = 0
+    """Tracks whose files are below a folder that cannot be read or is empty; they are kept."""
     unreadable: int = 0
     """Folders and links that could not be followed."""
     rows_without_file: int = 0
@@ -70,6 +83,7 @@ def run(
     audio_dir: Path,
     *,
     metadata: Path | None = None,
+    prune: bool = False,
     store: Store,
     bus: Bus,
     progress: Watch = ignore,
@@ -79,7 +93,9 @@ def run(
     Reads the folder, the catalogue, and what is known: messages that are not loaded yet, and the store. Sends a `Track`
     for each recording that is new or has changed, a `Failure` for each file that cannot be read, and tombstones for
     tracks whose files hold something else now and for failures that are mended. Features are computed only where no
-    track has the same audio. Run again it sends nothing; stopped anywhere, the next run goes on from there.
+    track has the same audio. A file that failed is not tried again until its size, its time or the features change, or
+    `etl.failures.retry` asks for it; one that could not even be opened is tried each time, since a permission is no
+    change of the file. Run again it sends nothing; stopped anywhere, the next run goes on from there.
 
     Parameters
     ----------
@@ -89,6 +105,9 @@ def run(
         The folder.
     metadata : Path, optional
         The catalogue, a CSV. Without it, what an earlier one said of a track stays.
+    prune : bool
+        Whether a track of which no file is left gets a tombstone. A file counts as left below a folder that cannot be
+        read or is empty, as one is where nothing is mounted.
     store, bus
         Where the job reads what is known; it writes to the bus.
     progress : callable
@@ -107,18 +126,25 @@ def run(
     _warn(found, matches)
     names = create_topics(bus, config)
     known = read_known(names, store=store, bus=bus)
-    digests = known_digests(found.files, known.tracks)
-    changed = [file for file in found.files if file.path not in digests]
-    outbox = Outbox(bus.producer(), names, known.failures)
+    remembered = remembered_failures(found.files, known.failures.values(), config.feature_set)
+    files = [file for file in found.files if file.path not in remembered]
+    digests = known_digests(files, known.tracks)
+    changed = [file for file in files if file.path not in digests]
+    outbox = Outbox(bus.producer(), names, known.failures, config.feature_set)
     try:
         digests |= _identify(changed, config, outbox, progress)
-        rows = matches.rows if metadata else remembered_rows(found.files, digests, known.tracks)
+        rows = matches.rows if metadata else remembered_rows(files, digests, known.tracks)
         todo = plan(found, rows, digests, known.tracks, config.feature_set)
+        unseen = [known.tracks[track_id].source.path for track_id in todo.unseen]
+        _warn_of("tracks kept whose files are below a folder that cannot be read or is empty", unseen)
         donors = with_features(
             known, {draft.donor for draft in todo.drafts if draft.donor}, names, store=store, bus=bus
         )
         computed = _extract(_works(todo.drafts, donors, config), todo, config, outbox, progress)
         deleted = _clear(todo, found, known, outbox)
+        pruned = todo.gone if prune else []
+        for track_id in pruned:
+            outbox.delete(track_id, known.tracks[track_id].rev)
     finally:
         outbox.close()
     report = ExtractReport(
@@ -129,10 +155,12 @@ def run(
         seconds=time.monotonic() - started,
         tried=len({file.path for file in changed}.union(computed, outbox.failed) - outbox.failed_again),
         computed=len(computed - outbox.failed - outbox.failed_again),
-        known_failures=len(outbox.failed_again),
+        known_failures=len(remembered) + len(outbox.failed_again),
         copies=todo.copies,
         deleted=deleted,
         gone=len(todo.gone),
+        pruned=len(pruned),
+        unseen=len(todo.unseen),
         unreadable=len(found.unreadable),
         rows_without_file=len(matches.rows_without_file),
         files_without_row=len(matches.files_without_row),
@@ -172,7 +200,7 @@ def _identify(files: Sequence[AudioFile], config: Config, outbox: Outbox, progre
     with closing(run_tasks(identify, tasks, workers=_workers(config, len(tasks)), stage="read")) as results:
         for done, (file, result) in enumerate(results, 1):
             if isinstance(result, Trouble):
-                outbox.failure(file.path, result)
+                outbox.failure(file, result)
             else:
                 digests[file.path] = result
             progress(Progress("identify", done, len(files), len(outbox.failed) + len(outbox.failed_again)))
@@ -207,8 +235,8 @@ def _extract(works: Iterator[Work], todo: Plan, config: Config, outbox: Outbox, 
             if work.donor is None:
                 computed.add(work.drafts[0].file.path)
             if isinstance(result, Trouble):
-                for draft in work.drafts:
-                    outbox.failure(draft.file.path, result)
+                for file in _blamed(work, result):
+                    outbox.failure(file, result)
             else:
                 for track in result:
                     outbox.track(track)
@@ -231,14 +259,16 @@ def _clear(todo: Plan, found: Walk, known: Known, outbox: Outbox) -> int:
     return len(lost)
 
 
+def _blamed(work: Work, trouble: Trouble) -> tuple[AudioFile, ...]:
+    """Return the files that failed: all that hold the same audio, unless it is only that one could not be opened."""
+    if not is_lasting(trouble):
+        return (work.drafts[0].file,)
+    return tuple(chain.from_iterable(draft.files for draft in work.drafts))
+
+
 def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
     heard = sound.source if isinstance(sound, Track) else sound
-    if isinstance(sound, Track) and draft.keeps_metadata:
-        known = Metadata(sound.title, sound.artist, sound.album, sound.genre, sound.year, sound.extra)
-        row_digest = sound.source.row_digest
-    else:
-        known = (draft.row.metadata if draft.row else Metadata()).fill_gaps(read_tags(draft.file.real))
-        row_digest = draft.row.digest if draft.row else None
+    known = (draft.row.metadata if draft.row else Metadata()).fill_gaps(read_tags(draft.file.real))
     return Track(
         track_id=draft.track_id,
         rev=next_rev(draft.rev),
@@ -254,7 +284,7 @@ def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
             size=draft.file.size,
             mtime_ns=draft.file.mtime_ns,
             digest=draft.digest,
-            row_digest=row_digest,
+            row_digest=draft.row.digest if draft.row else None,
             codec=heard.codec,
             sample_rate=heard.sample_rate,
             channels=heard.channels,
@@ -285,5 +315,9 @@ def _warn(found: Walk, matches: Matches) -> None:
         "names or ids in more than one row of the catalogue, of which the first counts": matches.repeated,
         "rows of the catalogue that fit more than one file; join by path to tell them apart": matches.shared,
     }.items():
-        if names:
-            log.warning("%s: %d (%s%s)", what, len(names), ", ".join(names[:3]), ", …" if len(names) > 3 else "")
+        _warn_of(what, names)
+
+
+def _warn_of(what: str, names: Sequence[str]) -> None:
+    if names:
+        log.warning("%s: %d (%s%s)", what, len(names), ", ".join(names[:3]), ", …" if len(names) > 3 else "")

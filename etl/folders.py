@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +84,41 @@ def walk(audio_dir: Path, extensions: tuple[str, ...]) -> Walk:
 
 def look(path: str) -> AudioFile | None:
     """Return the file at a stored path, None if there is none."""
+    for real in _spellings(path):
+        with suppress(OSError):
+            return _audio_file(real, Path(real).stat())
+    return None
+
+
+def is_gone(path: str) -> bool:
+    """Return whether there is surely nothing any more at a stored path.
+
+    There is no telling below a folder that cannot be read, a link to nowhere, or a folder without anything in it, as
+    one is where nothing is mounted.
+    """
+    return all(map(_is_gone, _spellings(path)))
+
+
+def _spellings(path: str) -> set[str]:
+    """Return the names that `path_text` stores as this path: as it is, and with its escapes undone."""
+    return {path, re.sub("%([89A-F][0-9A-F])", lambda escape: chr(0xDC00 + int(escape[1], 16)), path)}
+
+
+def _is_gone(path: str) -> bool:
+    places = (Path(path), *Path(path).parents)
     try:
-        return _audio_file(path, Path(path).stat())
+        nearest = next(place for place in places if _is_there(place))
+        return nearest != places[0] and any(entry.name[0] != "." for entry in nearest.iterdir())
     except OSError:
-        return None
+        return False
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _entries(folder: str, entered: set[tuple[int, int]], unreadable: list[str]) -> list[os.DirEntry[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
@@ -54,7 +55,8 @@ class KnownTrack(Record):
         """The catalogue's row as far as the track tells; None if it never had one."""
         if self.source.row_digest is None:
             return None
-        metadata = Metadata(self.title, self.artist, self.album, self.genre, self.year, self.extra)
+        title = self.title if self.title != PurePath(self.source.path).stem else None  # the file's name follows it
+        metadata = Metadata(title, self.artist, self.album, self.genre, self.year, self.extra)
         track_id = None if self.track_id == self.source.digest else self.track_id
         return Row(track_id, metadata, self.source.row_digest)
 
@@ -89,9 +91,17 @@ def read_known(names: Names, *, store: Store, bus: Bus) -> Known:
     In this order nothing is missed while a loader runs: what it has committed is in the store.
     """
     start = bus.committed(names.load_group, [names.tracks, names.failed])
-    tracks, unloaded = _latest(KnownTrack, names.tracks, start, store, bus)
-    failures, _ = _latest(Failure, names.failed, start, store, bus)
+    tracks, unloaded = _latest(KnownTrack, [names.tracks], start, store, bus)
+    failures, _ = _latest(Failure, [names.failed], start, store, bus)
     return Known(tracks, failures, unloaded, start)
+
+
+def read_failures(names: Names, *, store: Store, bus: Bus) -> list[Failure]:
+    """Return the failures that are known, in order of their paths; in the way of `read_known`."""
+    topics = {names.failed}.intersection(bus.topics())
+    start = bus.committed(names.load_group, topics)
+    failures, _ = _latest(Failure, topics, start, store, bus)
+    return sorted(failures.values(), key=lambda failure: failure.path)
 
 
 def with_features(known: Known, track_ids: Iterable[str], names: Names, *, store: Store, bus: Bus) -> Iterator[Track]:
@@ -111,10 +121,12 @@ def with_features(known: Known, track_ids: Iterable[str], names: Names, *, store
             yield track
 
 
-def _latest(kind: type[R], topic: str, start: Offsets, store: Store, bus: Bus) -> tuple[dict[str, R], set[str]]:
+def _latest(
+    kind: type[R], topics: Iterable[str], start: Offsets, store: Store, bus: Bus
+) -> tuple[dict[str, R], set[str]]:
     """Return the latest record of each key, deleted ones left out, and the keys that are not loaded yet."""
     latest: dict[str, tuple[int, R | None]] = {}
-    for message in read_to_end(bus, [topic], start):
+    for message in read_to_end(bus, topics, start):
         with suppress(RecordError):  # `load` makes a dead letter of it
             key, rev, record = decode(kind, message)
             if rev > latest.get(key, (-1, None))[0]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
 
-from core.bus import Bus, Message, Producer, Topic
+from core.bus import Bus, Message, Producer
 from core.config import Config
 from core.errors import RecordError
 from core.names import Names, cloud_event
@@ -24,16 +24,8 @@ class Decoded(NamedTuple, Generic[R]):
 
 def create_topics(bus: Bus, config: Config) -> Names:
     """Create the topics between `extract` and `load` where they are missing; return the names."""
-    names = Names(config.topics.prefix)
-    partitions, replication = config.topics.partitions, config.topics.replication
-    bus.create_topics(
-        [
-            Topic(names.tracks, "compact", partitions, replication),
-            Topic(names.failed, "compact", partitions, replication),
-            Topic(names.dead_letters, "delete", partitions, replication),
-        ]
-    )
-    return names
+    bus.create_topics(config.topics.of_tracks())
+    return Names(config.topics.prefix)
 
 
 def send(producer: Producer, topic: str, record: Record) -> None:

@@ -8,6 +8,7 @@ import time
 from core.bus import Producer
 from core.names import Names, path_digest, utc_now
 from core.records import Failure, Track, next_rev
+from etl.folders import AudioFile
 from etl.messages import send, send_tombstone
 from etl.pool import Trouble
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 """How much finished work a killed run may lose."""
+TOLD_ANEW = {"rev", "attempts", "failed_at"}
+"""What of a `Failure` differs at each try."""
 
 
 class Outbox:
@@ -28,17 +31,20 @@ class Outbox:
         The topics.
     failures : dict of str to Failure
         The failures that are known, by path digest.
+    feature_set : str
+        The features that are wanted: a failure is one of them.
     """
 
-    def __init__(self, producer: Producer, names: Names, failures: dict[str, Failure]) -> None:
+    def __init__(self, producer: Producer, names: Names, failures: dict[str, Failure], feature_set: str) -> None:
         self.sent = 0
         self.failed: set[str] = set()
-        """Paths of files that failed for the first time, or in a new way."""
+        """Paths of files that failed, without `failed_again`."""
         self.failed_again: set[str] = set()
-        """Paths of files that failed as they had failed before."""
+        """Paths of files that are as they were, and failed as they had failed before."""
         self._producer = producer
         self._names = names
         self._failures = dict(failures)
+        self._feature_set = feature_set
         self._flushed = time.monotonic()
 
     def track(self, track: Track) -> None:
@@ -54,25 +60,28 @@ class Outbox:
         send_tombstone(self._producer, self._names.tracks, Track, track_id, next_rev(rev))
         self._count()
 
-    def failure(self, path: str, trouble: Trouble) -> None:
-        """Send a failure, unless it is known."""
-        key = path_digest(path)
+    def failure(self, file: AudioFile, trouble: Trouble) -> None:
+        """Send a failure, unless the same is known of the same file."""
+        key = path_digest(file.path)
         before = self._failures.get(key)
-        if before and (before.stage, before.error, before.message) == (trouble.stage, trouble.error, trouble.message):
-            self.failed_again.add(path)
-            return
-        self.failed.add(path)
         failure = Failure(
             rev=next_rev(before.rev if before else 0),
             path_digest=key,
-            path=path,
+            path=file.path,
             stage=trouble.stage,
             error=trouble.error,
             message=trouble.message,
             advice=trouble.advice,
             attempts=before.attempts + 1 if before else 1,
             failed_at=utc_now(),
+            size=file.size,
+            mtime_ns=file.mtime_ns,
+            feature_set=self._feature_set,
         )
+        if before and failure.model_copy(update=before.model_dump(include=TOLD_ANEW)) == before:
+            self.failed_again.add(file.path)
+            return
+        self.failed.add(file.path)
         send(self._producer, self._names.failed, failure)
         self._count()
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from core.errors import AudioError
+from core.records import Failure
 from etl.catalogue import Row
-from etl.folders import AudioFile, Walk, look
+from etl.folders import AudioFile, Walk, is_gone, look
 from etl.known import KnownTrack
+
+if TYPE_CHECKING:
+    from etl.pool import Trouble
 
 Look = Callable[[str], AudioFile | None]
 
@@ -27,8 +33,11 @@ class Draft:
     row: Row | None
     donor: str | None
     """The known track that has its features already; None: they are to be computed."""
-    keeps_metadata: bool
-    """Whether the donor's metadata stay: they may come from the catalogue of another folder."""
+
+    @property
+    def files(self) -> tuple[AudioFile, ...]:
+        """The source and the copies."""
+        return self.file, *self.copies
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -38,7 +47,7 @@ class Draft:
     @property
     def stats(self) -> dict[str, tuple[int, int]]:
         """Size and modification time of the source and the copies, by path."""
-        return {file.path: (file.size, file.mtime_ns) for file in (self.file, *self.copies)}
+        return {file.path: (file.size, file.mtime_ns) for file in self.files}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +70,31 @@ class Plan:
     unchanged: list[str] = field(default_factory=list)
     """Files of tracks that are as they should be."""
     gone: list[str] = field(default_factory=list)
-    """Tracks whose files are no longer in the folder."""
+    """Tracks whose files are no longer there."""
+    unseen: list[str] = field(default_factory=list)
+    """Tracks of whose files that cannot be said: see `etl.folders.is_gone`."""
     copies: int = 0
     """Files that hold the same track as another one in the folder."""
+
+
+def is_lasting(trouble: Trouble | Failure) -> bool:
+    """Return whether the next try would give the same while the file is the same.
+
+    What could not even be opened may be so the next time: a permission is no change of the file.
+    """
+    return (trouble.stage, trouble.error) != ("read", AudioError.__name__)
+
+
+def remembered_failures(files: Iterable[AudioFile], failures: Iterable[Failure], feature_set: str) -> set[str]:
+    """Return the paths of the files that need not be tried again: as they were when they failed, at these features."""
+    by_path = {failure.path: failure for failure in failures if not failure.retry}
+    return {
+        file.path
+        for file in files
+        if (failure := by_path.get(file.path))
+        and (failure.size, failure.mtime_ns, failure.feature_set) == (file.size, file.mtime_ns, feature_set)
+        and (is_lasting(failure) or file.size == 0)
+    }
 
 
 def known_digests(files: Iterable[AudioFile], tracks: Mapping[str, KnownTrack]) -> dict[str, str]:
@@ -101,6 +132,7 @@ def plan(
     feature_set: str,
     *,
     look: Look = look,
+    is_gone: Callable[[str], bool] = is_gone,
 ) -> Plan:
     """Decide what is to be computed, sent again, deleted or left alone.
 
@@ -118,6 +150,8 @@ def plan(
         The features that are wanted.
     look : callable
         Returns the file at a path outside the folder, None if there is none.
+    is_gone : callable
+        Returns whether there is surely nothing any more at a path.
     """
     ids = track_ids(found.files, rows, digests)
     here: dict[str, list[AudioFile]] = {}
@@ -127,8 +161,12 @@ def plan(
     taken = _taken_paths(tracks, ids)
     unread = {file.path for file in found.files}.difference(ids)
     donors = {track.source.digest: track.track_id for track in tracks.values() if track.feature_set == feature_set}
-    gone = _gone(tracks, {*here, *taken}, unread, found.root, look)
-    result = Plan(gone=gone, copies=len(ids) - len(here))
+    result = Plan(copies=len(ids) - len(here))
+    for track_id, track in _missing(tracks, {*here, *taken}, unread, found.root):
+        if all(map(is_gone, track.paths)):
+            result.gone.append(track_id)
+        elif not any(map(look, track.paths)):
+            result.unseen.append(track_id)
     for track_id in sorted({*here, *taken}):
         before, members = tracks.get(track_id), here.get(track_id, [])
         digest = digests[members[0].path] if members else tracks[track_id].source.digest
@@ -139,7 +177,7 @@ def plan(
                 result.lost.append(Lost(track_id, tracks[track_id].rev, frozenset(taken[track_id])))
             continue
         donor = track_id if same and same.feature_set == feature_set else donors.get(digest)
-        draft = _draft(track_id, before.rev if before else 0, digest, members, others, rows, donor)
+        draft = _draft(track_id, before, digest, members, others, rows, donor)
         if same and _is_as_before(draft, same):
             result.unchanged.extend(file.path for file in members)
         else:
@@ -195,20 +233,19 @@ def _elsewhere(track: KnownTrack, root: str, look: Look) -> list[AudioFile]:
     ]
 
 
-def _gone(tracks: Mapping[str, KnownTrack], seen: set[str], unread: set[str], root: str, look: Look) -> list[str]:
-    return [
-        track_id
-        for track_id, track in tracks.items()
-        if track_id not in seen
-        and is_inside(track.source.path, root)
-        and unread.isdisjoint(track.paths)
-        and not _elsewhere(track, root, look)
-    ]
+def _missing(
+    tracks: Mapping[str, KnownTrack], seen: set[str], unread: set[str], root: str
+) -> Iterator[tuple[str, KnownTrack]]:
+    """Yield the tracks that had a file in the folder, and were not seen there."""
+    for track_id, track in tracks.items():
+        here = track_id not in seen and any(is_inside(path, root) for path in track.paths)
+        if here and unread.isdisjoint(track.paths):
+            yield track_id, track
 
 
 def _draft(
     track_id: str,
-    rev: int,
+    before: KnownTrack | None,
     digest: str,
     members: list[AudioFile],
     others: list[AudioFile],
@@ -217,15 +254,16 @@ def _draft(
 ) -> Draft:
     files = sorted([*members, *others], key=lambda file: file.path)
     row = next((rows[file.path] for file in members if file.path in rows), None)
+    if row is None and before and others:
+        row = before.row  # it may come from the catalogue of another folder
     return Draft(
         track_id=track_id,
-        rev=rev,
+        rev=before.rev if before else 0,
         file=files[0],
         digest=digest,
         copies=tuple(files[1:]),
         row=row,
         donor=donor,
-        keeps_metadata=row is None and bool(others) and donor == track_id,
     )
 
 
@@ -233,6 +271,6 @@ def _is_as_before(draft: Draft, before: KnownTrack) -> bool:
     row_digest = draft.row.digest if draft.row else None
     return (
         draft.donor == before.track_id
-        and (draft.keeps_metadata or row_digest == before.source.row_digest)
+        and row_digest == before.source.row_digest
         and list(draft.stats.items()) == list(before.stats.items())
     )

@@ -20,7 +20,7 @@ from core.records import Failure, Track
 from core.store import Store
 from etl import extract, load
 from etl.extract import ExtractReport
-from etl.failures import failures
+from etl.failures import RetryReport, retry
 
 CONFIG = Config(workers=1)
 NAMES = Names()
@@ -65,13 +65,23 @@ class Library:
             yield store, bus
 
     def extract(
-        self, config: Config | None = None, progress: Watch = ignore, *, catalogue: bool = True
+        self, config: Config | None = None, progress: Watch = ignore, *, catalogue: bool = True, prune: bool = False
     ) -> ExtractReport:
         metadata = self.csv if catalogue and self.csv.exists() else None
         with self.opened() as (store, bus):
             return extract.run(
-                config or self.config, self.audio, metadata=metadata, store=store, bus=bus, progress=progress
+                config or self.config,
+                self.audio,
+                metadata=metadata,
+                prune=prune,
+                store=store,
+                bus=bus,
+                progress=progress,
             )
+
+    def retry(self, *texts: str) -> RetryReport:
+        with self.opened() as (store, bus):
+            return retry(self.config, texts, store=store, bus=bus)
 
     def load(self) -> Report:
         with self.opened() as (store, bus):
@@ -106,7 +116,8 @@ class Library:
     def failed(self) -> dict[str, Failure]:
         """Return the stored failures by the name of their file."""
         with self.opened() as (store, _):
-            return {Path(failure.path).name: failure for failure in failures(store)}
+            failures = map(Failure.from_document, store.scan(Failure))
+            return {Path(failure.path).name: failure for failure in failures}
 
     def save(self, elsewhere: Path) -> None:
         shutil.copytree(self.folder, elsewhere, symlinks=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
@@ -98,6 +101,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_version_is_that_of_the_package(murmur: Murmur) -> None:
+    assert murmur("--version") == Outcome(0, f"murmur {version('murmuration')}\n", "")
+
+
 def test_no_verb_shows_the_help_as_wrong_usage(murmur: Murmur) -> None:
     done = murmur()
     assert done.code == 2
@@ -110,6 +117,7 @@ def test_an_unknown_verb_and_option_are_wrong_usage(murmur: Murmur) -> None:
     says(murmur("cluster", "--clusters", "0"), 2, "--clusters")
     says(murmur("cluster", "--engine", "abacus"), 2, "abacus", "sklearn")
     says(murmur("run"), 2, "AUDIO_DIR")
+    says(murmur("export"), 2, "murmur export features OUT")
 
 
 def test_a_missing_folder_is_named(murmur: Murmur) -> None:
@@ -142,7 +150,10 @@ def test_a_config_that_is_not_there_is_named(murmur: Murmur) -> None:
     says(murmur("--config", "none.yaml", "status"), 2, "none.yaml")
 
 
-@pytest.mark.parametrize("command", ["status", "clusters", "failures", "similar x", "subscribe c01"])
+@pytest.mark.parametrize(
+    "command",
+    ["status", "clusters", "failures", "failures retry", "similar x", "subscribe c01", "export features a.csv"],
+)
 def test_a_command_that_reads_makes_no_file_before_the_first_run(murmur: Murmur, command: str) -> None:
     says(murmur(*command.split()), 2, "murmur.db", "murmur run")
     assert list(Path().iterdir()) == []
@@ -230,6 +241,52 @@ def test_a_folder_of_which_no_file_can_be_read_says_so_and_fails(murmur: Murmur)
     Path("bad").mkdir()
     Path("bad/words.mp3").write_text("These are words. " * 1000)
     says(murmur("-q", "run", "bad", "--engine", "sklearn"), 1, "1 files could not be read", "murmur failures")
+
+
+def test_a_failure_is_listed_before_it_is_loaded_and_tried_again_by_the_command_that_retry_prints(
+    murmur: Murmur, tones: Path
+) -> None:
+    music = Path("my music").absolute()
+    music.mkdir()
+    for name in ("tone 0.wav", "tone 1.wav"):
+        shutil.copy(tones / name, music)
+    (music / "words.mp3").write_text("These are words. " * 1000)
+    assert murmur("-q", "extract", music).code == 1
+    assert "words.mp3" in murmur("failures").out
+    known = json.loads(murmur("-q", "extract", music, "--json").out)
+    assert (known["known_failures"], known["tried"]) == (1, 0)
+    says(murmur("failures", "retry", "tone"), 2, "tone", "murmur failures")
+    assert murmur("failures", "retry", "words").out.splitlines()[-1].endswith(f"murmur extract '{music}'")
+    (again,) = json.loads(murmur("failures", "retry", "--json").out)["next"]
+    tried = murmur("-q", *shlex.split(again)[1:], "--json")
+    assert (tried.code, json.loads(tried.out)["tried"]) == (1, 1)
+
+
+def test_extract_prunes_only_when_it_is_told_to(murmur: Murmur, tones: Path) -> None:
+    shutil.copytree(tones, "music", ignore=shutil.ignore_patterns("noise*"))
+    murmur("-q", "extract", "music")
+    Path("music/tone 1.wav").unlink()
+    for options, pruned in (((), 0), (("--prune",), 1)):
+        report = json.loads(murmur("-q", "extract", "music", *options, "--json").out)
+        assert (report["gone"], report["pruned"], report["sent"]) == (1, pruned, pruned)
+
+
+def test_the_feature_matrix_is_exported_with_the_report_of_a_job(murmur: Murmur, finished: Path) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    assert murmur("-q", "export", "features", "features.csv").out.startswith("export: 6 read, 6 written")
+    report = json.loads(murmur("-q", "export", "features", "features.parquet", "--json").out)
+    assert (report["written"], report["other_feature_sets"]) == (6, 0)
+    assert pd.read_parquet("features.parquet").columns.names == ["feature", "statistics", "number"]
+    says(murmur("export", "features", "features.xlsx"), 2, "features.xlsx", ".parquet")
+
+
+def test_blocks_that_the_clustering_needs_are_missed_before_anything_is_extracted(
+    murmur: Murmur, tones: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("features: {profiles: [fma]}\nclustering: {engine: sklearn}\n")
+    for command in (("run", tones), ("cluster",)):
+        says(murmur("-q", *command), 2, "features.profiles", "mfcc_delta", "fluctuation", "[default, fma]")
 
 
 def test_a_group_does_not_lose_what_a_closed_pipe_did_not_take(murmur: Murmur, finished: Path) -> None:

@@ -225,6 +225,34 @@ def test_files_that_are_gone_are_counted_and_kept(extracted: Library) -> None:
     assert (report.gone, report.sent) == (1, 0)
 
 
+def test_pruning_sends_exactly_the_tombstones_of_tracks_without_any_file(known: Library) -> None:
+    """A copy that is left, wherever, a folder that is empty and a file that is no longer looked for keep a track."""
+    elsewhere = known.folder / "elsewhere"
+    tone(elsewhere / "low.wav", 110, title="Tag", artist="Ann", date="1999-12-31")
+    tone(known.audio / "nas" / "unmounted.wav", 880)
+    tone(known.audio / "other.aiff", 990)
+    library = Library(known.folder)
+    library.extract()
+    with library.opened() as (store, bus):
+        extract.run(CONFIG, elsewhere, store=store, bus=bus)
+    before = library.sent()
+    for name in ("voice.mp3", "high.ogg", "low.wav", "nas/unmounted.wav"):
+        (known.audio / name).unlink()
+    without_aiff = CONFIG.model_copy(
+        update={"audio": CONFIG.audio.model_copy(update={"extensions": (".flac", ".ogg")})}
+    )
+    report = library.extract(without_aiff, prune=True)
+    assert (report.gone, report.pruned, report.deleted, report.unseen, report.sent) == (1, 1, 0, 1, 2)
+    voice = before["voice.mp3"]
+    assert voice
+    messages = {(message.key or b"").decode(): message for message in library.messages()}
+    assert [key for key, message in messages.items() if message.value is None] == [voice.track_id]
+    assert int(messages[voice.track_id].header("rev") or 0) > voice.rev
+    assert library.extract(without_aiff, prune=True).sent == 0
+    library.load()
+    assert sorted(library.stored()) == ["high again.ogg", "low.wav", "mid.flac", "other.aiff", "unmounted.wav"]
+
+
 def test_bad_files_become_failures_and_the_rest_is_done(extracted: Library) -> None:
     (extracted.audio / "empty.mp3").touch()
     (extracted.audio / "text.mp3").write_text("this is not audio\n" * 50)
@@ -248,8 +276,10 @@ def test_a_failure_is_known_until_it_changes_and_mended_by_a_success(extracted: 
     bad = extracted.audio / "bad.wav"
     bad.touch()
     extracted.extract()
-    again = extracted.extract()
+    seen: list[Progress] = []
+    again = extracted.extract(progress=seen.append)
     assert (again.failed, again.known_failures, again.tried, again.sent) == (0, 1, 0, 0)
+    assert seen == []
     bad.write_text("no audio")
     other = extracted.extract()
     assert (other.failed, other.known_failures) == (1, 0)
@@ -279,6 +309,8 @@ def test_a_track_stays_while_its_file_cannot_be_read(extracted: Library) -> None
     report = extracted.extract()
     assert (report.failed, report.deleted, report.sent) == (1, 0, 1)
     assert extracted.sent()["voice.mp3"]
+    again = extracted.extract(prune=True)
+    assert (again.known_failures, again.tried, again.gone, again.sent) == (1, 0, 0, 0)
 
 
 def test_a_name_that_is_not_utf8_is_extracted_and_unchanged_the_next_time(tmp_path: Path) -> None:
@@ -319,15 +351,26 @@ DESCRIBE = extract.describe
 def test_a_decoder_that_kills_its_process_is_blamed_on_its_file(
     extracted: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And on its copy, so that the next run tries neither; once a retry is asked for and it works, it is mended."""
     for number, name in enumerate(["a.wav", "killer.wav", "z.wav"]):
         tone(extracted.audio / name, 500 + 50 * number)
-    monkeypatch.setattr(extract, "describe", die_on_killer)
-    report = extracted.extract(Config(workers=2))
-    assert (report.computed, report.failed) == (2, 1)
+    shutil.copy(extracted.audio / "killer.wav", extracted.audio / "the same killer.wav")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "describe", die_on_killer)
+        report = extracted.extract(Config(workers=2))
+    assert (report.computed, report.tried, report.failed) == (2, 4, 2)
     failure = extracted.failures_sent()["killer.wav"]
     assert failure
     assert (failure.error, failure.message) == ("ProcessExpired", "its worker process died: Segmentation fault")
     assert {"a.wav", "z.wav"} <= extracted.sent().keys()
+    again = extracted.extract()
+    assert (again.known_failures, again.tried, again.sent) == (2, 0, 0)
+    extracted.load()
+    assert extracted.retry("killer").sent == 2
+    mended = extracted.extract()
+    assert (mended.computed, mended.failed, mended.sent) == (1, 0, 3)
+    assert {failure for failure in extracted.failures_sent().values() if failure} == set()
+    assert extracted.sent()["killer.wav"]
 
 
 def test_what_was_finished_before_ctrl_c_is_sent_and_the_next_run_does_the_rest(extracted: Library) -> None:

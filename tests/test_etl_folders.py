@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core.errors import ConfigError
-from etl.folders import look, walk
+from etl.folders import is_gone, look, walk
 
 EXTENSIONS = (".mp3", ".wav")
 
@@ -95,6 +96,46 @@ def test_looking_at_a_file_again_finds_the_same_and_nothing_where_it_is_gone(tmp
     (file,) = walk(tmp_path, EXTENSIONS).files
     assert look(file.path) == file
     assert look(f"{tmp_path}/b.mp3") is None
+
+
+def test_looking_at_a_name_that_is_not_utf8_finds_it_by_its_stored_path(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe4.mp3")).write_bytes(b"audio")
+    (file,) = walk(tmp_path, EXTENSIONS).files
+    assert look(file.path) == file
+    assert not is_gone(file.path)
+
+
+def test_a_file_is_gone_where_its_folder_shows_other_things_or_is_gone_itself(tmp_path: Path) -> None:
+    fill(tmp_path, "music/a.mp3")
+    assert not is_gone(f"{tmp_path}/music/a.mp3")
+    assert is_gone(f"{tmp_path}/music/b.mp3")
+    assert is_gone(f"{tmp_path}/music/album/1.mp3")
+
+
+@pytest.mark.parametrize("place", ["empty", "hidden only", "link", "a file", "closed", "not entered", "caf%E9"])
+def test_nobody_can_say_whether_a_file_is_gone_where_nothing_may_be_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    fill(tmp_path, "b.mp3", "a file", "hidden only/.b.mp3", "closed/b.mp3", "not entered/b.mp3")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("/nowhere")
+    iterdir, lstat = Path.iterdir, Path.lstat
+
+    def refuse_list(path: Path) -> Iterator[Path]:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    def refuse_entry(path: Path) -> os.stat_result:
+        if path.parent.name == "not entered":
+            raise PermissionError(13, "Permission denied", str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_list)
+    monkeypatch.setattr(Path, "lstat", refuse_entry)
+    for file in ("a.mp3", "album/1.mp3"):
+        assert not is_gone(f"{tmp_path}/{place}/{file}")
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.records import File
+from core.names import path_digest
+from core.records import Failure, File
 from etl.catalogue import Row
 from etl.folders import AudioFile, Walk
 from etl.known import KnownSource, KnownTrack
 from etl.metadata import Metadata
-from etl.plan import Lost, Plan, known_digests, plan
+from etl.plan import Lost, Plan, known_digests, plan, remembered_failures, remembered_rows
 
 ROOT = "/music"
 FEATURES = "set 1"
@@ -21,8 +24,24 @@ def file(path: str, mtime: int = 1) -> AudioFile:
     return AudioFile(path, path, 1, mtime)
 
 
-def row(track_id: str | None = None, title: str = "Blue") -> Row:
+def row(track_id: str | None = None, title: str | None = "Blue") -> Row:
     return Row(track_id, Metadata(title=title))
+
+
+def failed(path: str) -> Failure:
+    return Failure(
+        rev=1,
+        path_digest=path_digest(path),
+        path=path,
+        stage="decode",
+        error="AudioError",
+        message="holds no audio",
+        advice="leave it out",
+        failed_at="2026-01-01T00:00:00Z",
+        size=1,
+        mtime_ns=1,
+        feature_set=FEATURES,
+    )
 
 
 @dataclass
@@ -33,37 +52,53 @@ class World:
     rows: dict[str, Row] = field(default_factory=dict)
     known: dict[str, KnownTrack] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
+    """Folders that cannot be read."""
 
     def plan(self, root: str = ROOT, feature_set: str = FEATURES) -> Plan:
-        files = [file(path, mtime) for path, (_, mtime) in sorted(self.files.items()) if path.startswith(root + "/")]
+        files = [
+            file(path, mtime)
+            for path, (_, mtime) in sorted(self.files.items())
+            if path.startswith(root + "/") and not self.is_hidden(path)
+        ]
         unchanged = known_digests(files, self.known)
         digests = {one.path: self.files[one.path][0] for one in files if one.path not in self.failing}
         assert unchanged.items() <= {path: content for path, (content, _) in self.files.items()}.items()
         rows = {path: found for path, found in self.rows.items() if path.startswith(root + "/")}
-        return plan(Walk(root, files, []), rows, digests | unchanged, self.known, feature_set, look=self.look)
+        return plan(
+            Walk(root, files, []),
+            rows,
+            digests | unchanged,
+            self.known,
+            feature_set,
+            look=self.look,
+            is_gone=self.is_gone,
+        )
 
     def look(self, path: str) -> AudioFile | None:
-        return file(path, self.files[path][1]) if path in self.files else None
+        return file(path, self.files[path][1]) if path in self.files and not self.is_hidden(path) else None
+
+    def is_gone(self, path: str) -> bool:
+        return path not in self.files and not self.is_hidden(path)
+
+    def is_hidden(self, path: str) -> bool:
+        return any(path.startswith(f"{folder}/") for folder in self.hidden)
 
     def extract(self, root: str = ROOT, feature_set: str = FEATURES) -> Plan:
         """Do what the plan says, as the job does when nothing fails."""
         todo = self.plan(root, feature_set)
         for draft in todo.drafts:
-            donor = self.known.get(draft.donor or "")
-            row_digest = draft.row.digest if draft.row else None
-            if draft.keeps_metadata:
-                assert donor
-                row_digest = donor.source.row_digest
             source = KnownSource(
                 path=draft.file.path,
                 size=draft.file.size,
                 mtime_ns=draft.file.mtime_ns,
                 digest=draft.digest,
-                row_digest=row_digest,
+                row_digest=draft.row.digest if draft.row else None,
             )
             self.known[draft.track_id] = KnownTrack(
                 track_id=draft.track_id,
                 rev=draft.rev + 1,
+                title=(draft.row and draft.row.metadata.title) or PurePath(draft.file.path).stem,
                 feature_set=feature_set,
                 source=source,
                 copies=[File(path=file.path, size=file.size, mtime_ns=file.mtime_ns) for file in draft.copies],
@@ -172,7 +207,61 @@ def test_a_file_that_is_gone_is_counted_and_kept() -> None:
     music.extract()
     del music.files[f"{ROOT}/a.mp3"]
     todo = music.plan()
-    assert (todo.drafts, todo.lost, todo.gone) == ([], [], ["X"])
+    assert (todo.drafts, todo.lost, todo.gone, todo.unseen) == ([], [], ["X"], [])
+
+
+def test_a_track_is_gone_only_when_all_its_files_surely_are() -> None:
+    music = World({path: (path, 1) for path in ("/m/a", "/m/b/c", "/m/d", "/other/e")})
+    for copy, of in {"/m/d 2": "/m/d", "/m/b/a": "/m/a", "/other/f": "/m/g", "/m/g": "/m/g"}.items():
+        music.files[copy] = (of, 1)
+    music.extract("/m")
+    music.extract("/other")
+    music.hidden = {"/m/b", "/other"}
+    for path in ("/m/a", "/m/d", "/m/d 2", "/m/g"):
+        del music.files[path]
+    music.files["/m/new"] = ("new", 1)
+    todo = music.plan("/m")
+    assert (todo.gone, sorted(todo.unseen)) == (["/m/d"], ["/m/a", "/m/b/c", "/m/g"])
+    music.hidden.clear()
+    del music.files["/m/b/c"]
+    todo = music.plan("/m")
+    assert (sorted(todo.gone), todo.unseen) == (["/m/b/c", "/m/d"], [])
+    assert {draft.track_id: draft.paths for draft in todo.drafts} == {"/m/a": ("/m/b/a",), "new": ("/m/new",)}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_remembered"),
+    [
+        ({}, True),
+        ({"size": 2}, False),
+        ({"mtime_ns": 2}, False),
+        ({"size": None, "mtime_ns": None, "feature_set": None}, False),
+        ({"feature_set": "set 2"}, False),
+        ({"retry": True}, False),
+        ({"stage": "read", "error": "TimeoutError"}, True),
+        ({"stage": "read", "error": "AudioError"}, False),
+    ],
+)
+def test_a_failure_is_remembered_until_file_or_features_change_or_a_retry_is_asked_for(
+    change: dict[str, object], is_remembered: bool
+) -> None:
+    """A record of before there were such fields, and a file that could not be opened, are tried again."""
+    failure = failed("/music/a.mp3").model_copy(update=change)
+    found = remembered_failures([file("/music/a.mp3"), file("/music/b.mp3")], [failure], FEATURES)
+    assert found == ({"/music/a.mp3"} if is_remembered else set())
+
+
+def test_an_empty_file_is_remembered_although_it_failed_at_reading() -> None:
+    empty = AudioFile("/music/a.mp3", "/music/a.mp3", 0, 1)
+    failure = failed(empty.path).model_copy(update={"size": 0, "stage": "read"})
+    assert remembered_failures([empty], [failure], FEATURES) == {empty.path}
+
+
+def test_the_track_of_a_file_whose_failure_is_remembered_stays_as_it_is() -> None:
+    music = world({"a.mp3": "X"})
+    music.extract()
+    todo = plan(Walk(ROOT, [file(f"{ROOT}/a.mp3")], []), {}, {}, music.known, "set 2")
+    assert (todo.drafts, todo.lost, todo.gone, todo.unseen) == ([], [], [], [])
 
 
 def test_an_id_from_the_catalogue_takes_over_the_features_and_ends_the_digest() -> None:
@@ -202,9 +291,24 @@ def test_a_copy_in_another_folder_is_added_and_the_first_folders_catalogue_still
     music = World({"/b/x.mp3": ("X", 1), "/a/x.mp3": ("X", 1)}, {"/b/x.mp3": row()})
     music.extract("/b")
     todo = music.extract("/a")
-    assert [(draft.paths, draft.keeps_metadata) for draft in todo.drafts] == [(("/a/x.mp3", "/b/x.mp3"), True)]
+    assert [draft.paths for draft in todo.drafts] == [("/a/x.mp3", "/b/x.mp3")]
+    assert todo.drafts[0].row
+    assert (todo.drafts[0].row.digest, todo.drafts[0].row.metadata.title) == (row().digest, "Blue")
     for folder in ("/a", "/b", "/a"):
         assert music.extract(folder).drafts == []
+    (anew,) = music.extract("/a", feature_set="set 2").drafts
+    assert (anew.donor, anew.row and anew.row.digest) == (None, row().digest)
+
+
+def test_a_title_that_was_only_the_name_of_the_file_follows_it() -> None:
+    music = world({"old name.mp3": "X", "b.mp3": "Y"}, {"old name.mp3": row(title=None), "b.mp3": row()})
+    music.extract()
+    files = [file(f"{ROOT}/new name.mp3"), file(f"{ROOT}/c.mp3")]
+    rows = remembered_rows(files, {files[0].path: "X", files[1].path: "Y"}, music.known)
+    assert [(row.metadata.title, row.digest) for row in rows.values()] == [
+        (None, row(title=None).digest),
+        ("Blue", row().digest),
+    ]
 
 
 def test_a_file_that_moved_to_another_folder_leaves_nothing_behind() -> None:

@@ -46,15 +46,24 @@ def test_a_library_lives_through_its_changes_on_kafka_and_mongodb(library: Libra
     assert list(library.failed()) == ["bad.wav"]
     assert library.load().read == 0
 
+    assert library.retry("bad").sent == 1
+    retried = library.extract()
+    assert (retried.tried, retried.failed, retried.sent) == (1, 1, 1)
     tone(library.audio / "bad.wav", 440)
     tone(library.audio / "low.wav", 220)
     replaced = library.extract()
     assert (replaced.computed, replaced.deleted, replaced.sent) == (2, 1, 4)
-    assert library.load().written == 4
+    loaded = library.load()
+    assert (loaded.read, loaded.written) == (6, 4)
     assert sorted(library.stored()) == ["bad.wav", "low.wav", "renamed.wav"]
     assert library.failed() == {}
     assert path_digest(library.audio / "bad.wav") in library.failures_sent()
-    assert library.extract().sent == 0
+    (library.audio / "renamed.wav").unlink()
+    pruned = library.extract(prune=True)
+    assert (pruned.gone, pruned.pruned, pruned.sent) == (1, 1, 1)
+    assert library.load().written == 1
+    assert sorted(library.stored()) == ["bad.wav", "low.wav"]
+    assert library.extract(prune=True).sent == 0
 
 
 def test_bad_messages_become_dead_letters_as_they_are_on_kafka(library: Library) -> None:

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from clustering.runs import latest_run
-from core.bus import Bus, Message, Offsets, Producer, Topic, read_to_end
+from core.bus import Bus, Message, Offsets, Producer, read_to_end
 from core.config import Config
 from core.errors import MurmurError
 from core.jobs import Report, Watch, ignore
@@ -61,7 +61,7 @@ def run(config: Config, *, store: Store, bus: Bus, progress: Watch = ignore) -> 
     if latest is None:
         raise MurmurError(f"{store.url} holds no complete run; run `murmur cluster` first")
     names = Names(config.topics.prefix)
-    bus.create_topics(_topics(config, names, latest))
+    bus.create_topics(config.topics.of_clusters(cluster.cluster_id for cluster in latest.clusters))
     producer = bus.producer(names.publisher)  # fences its predecessor: what is read from here on stays true
     try:
         past = _read_past(bus, names, latest.run_id)
@@ -169,13 +169,6 @@ class _Outbox:
         headers = cloud_event(kind.__name__, key, self.rev, self.feature_set)
         self.producer.send(topic, key.encode(), value.to_json() if value else None, headers)
         self.sent += 1
-
-
-def _topics(config: Config, names: Names, latest: Run) -> Iterator[Topic]:
-    settings = config.topics
-    for name in (names.members, *(names.cluster(cluster.cluster_id) for cluster in latest.clusters)):
-        yield Topic(name, "compact", settings.partitions, settings.replication)
-    yield Topic(names.runs, "compact", replication=settings.replication)
 
 
 def _published(latest: Run, ends: Offsets | None = None) -> PublishedRun:
