@@ -121,8 +121,8 @@ def two_workers(tracks: list[Path], n: int = 60) -> Measured:
 
 def steps(track: Path) -> Iterable[tuple[str, float]]:
     """Time each step of the default profile."""
-    decoded = audio.decode(track)
-    y = audio.resample(decoded, SR)
+    decoded = audio.decode(track, SR)
+    y = decoded.samples
     blocks = [block.copy() for block in spectrum.magnitudes(y)]
     power = np.empty((1 + len(y) // spectrum.HOP, spectrum.N_LINES), np.float32)
     frames = descriptors.frames(y, SR)
@@ -132,8 +132,7 @@ def steps(track: Path) -> Iterable[tuple[str, float]]:
 
     values = [(line.function(frames), line.statistics) for line in DEFAULT.values()]
     named: dict[str, Callable[[], object]] = {
-        "decode and mix": lambda: audio.decode(track),
-        "resample": lambda: audio.resample(decoded, SR),
+        "decode, mix and resample": lambda: audio.decode(track, SR),
         "STFT and magnitude": lambda: [None for _ in spectrum.magnitudes(y)],
         "power, mel, contrast, moments, rolloff, flatness, RMS": lambda: spectrum.measure(blocks, SR, power),
         "tuning": lambda: fresh().tuning,
@@ -142,7 +141,7 @@ def steps(track: Path) -> Iterable[tuple[str, float]]:
         "zero crossings": lambda: descriptors.zcr(frames),
         "`fluctuation`": lambda: DEFAULT["fluctuation"].function(frames),
         "statistics": lambda: [summarize(rows, wanted) for rows, wanted in values],
-        "flags": lambda: extraction.flags(decoded, y),
+        "flags": lambda: extraction.flags(decoded),
         "all of it": lambda: extraction.compute(track),
         "for comparison: `librosa.load`": lambda: load(track),
         "for comparison: `librosa.stft`": lambda: librosa.stft(y),
@@ -154,9 +153,8 @@ def steps(track: Path) -> Iterable[tuple[str, float]]:
 
 def describe(path: Path, table: dict[str, descriptors.Descriptor]) -> object:
     """Do what `features.compute` does, for any table."""
-    decoded = audio.decode(path)
-    y = audio.resample(decoded, SR)
-    return extraction.describe(y, SR, table), extraction.flags(decoded, y)
+    decoded = audio.decode(path, SR)
+    return extraction.describe(decoded.samples, SR, table), extraction.flags(decoded)
 
 
 def bare(path: Path, tuning: float | None = None) -> object:
@@ -294,8 +292,9 @@ def converted(path: Path, suffix: str) -> Path:
     """Write a file in another format beside it."""
     other = path.with_suffix(suffix)
     if other != path:
-        samples, sr = soundfile.read(path, dtype="float32")
-        soundfile.write(other, samples, sr)
+        with soundfile.SoundFile(path) as source, soundfile.SoundFile(other, "w", source.samplerate, 2) as target:
+            for block in source.blocks(blocksize=1 << 16):  # libsndfile's Vorbis encoder crashes on minutes at once
+                target.write(block)
     return other
 
 

@@ -10,20 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from numba import njit
 
 from core.config import Config
 from core.records import Features
-from features.audio import Audio, Samples, decode, resample
+from features.audio import decode
 from features.descriptors import Descriptor, blocks, frames
+from features.mono import Audio, Samples
 from features.rhythm import RHYTHM_FRAMES
 from features.spectrum import HOP, N_FFT, N_LINES
 from features.statistics import Row, summarize
 
 SILENT = 1e-4
 """Largest absolute sample of a silent track; full scale is 1."""
-CLIPPED = 0.999
-"""Absolute sample at and above which the signal counts as clipped."""
 CLIPPED_SHARE = 0.001
 """Share of clipped samples above which a track is flagged."""
 
@@ -38,7 +36,7 @@ class Computed:
     features: Features
     flags: list[str]
     duration: float
-    """Of the decoded audio, s."""
+    """Of the whole file, s."""
     codec: str
     sample_rate: int
     """Native, Hz."""
@@ -57,7 +55,8 @@ def compute(path: Path, config: Config | None = None) -> Computed:
     path : Path
         An audio file.
     config : Config, optional
-        Its ``audio.sample_rate`` (Hz) is the analysis rate, its ``features.profiles`` say what is computed.
+        Its ``audio.sample_rate`` (Hz) is the analysis rate, of a file longer than its ``audio.max_duration`` (s) the
+        middle is analysed, its ``features.profiles`` say what is computed.
 
     Raises
     ------
@@ -65,11 +64,10 @@ def compute(path: Path, config: Config | None = None) -> Computed:
         If the file cannot be read or decoded, as `features.audio.decode` says.
     """
     config = config or Config()
-    audio = decode(path)
-    y = resample(audio, config.audio.sample_rate)
+    audio = decode(path, config.audio.sample_rate, max_duration=config.audio.max_duration)
     return Computed(
-        features=describe(y, config.audio.sample_rate, blocks(config.features.profiles)),
-        flags=flags(audio, y),
+        features=describe(audio.samples, config.audio.sample_rate, blocks(config.features.profiles)),
+        flags=flags(audio),
         duration=audio.duration,
         codec=audio.codec,
         sample_rate=audio.sample_rate,
@@ -103,28 +101,29 @@ def describe(y: Samples, sample_rate: int, table: Mapping[str, Descriptor]) -> F
     }
 
 
-def flags(audio: Audio, y: Samples) -> list[str]:
+def flags(audio: Audio) -> list[str]:
     """Say what a reader of the features should know.
 
     Parameters
     ----------
     audio : Audio
-        As decoded: resampling rings, and hides clipping.
-    y : (n_samples,) float32
-        At the analysis rate.
+        With the samples at the analysis rate.
 
     Returns
     -------
     list of str
         ``silent``, ``too_short`` (for one frame), ``clipped``, ``no_rhythm`` (too short for `fluctuation`, which is 0),
-        ``damaged`` (cut short, or in parts not decodable: the features are those of the rest).
+        ``damaged`` (cut short, or in parts not decodable: the features are those of the rest), ``excerpt`` (too long:
+        the features are those of the middle).
     """
+    y = audio.samples
     found = {
         "silent": max(y.max(), -y.min()) < SILENT,
         "too_short": len(y) < N_FFT,
-        "clipped": _clipped(audio.samples) > CLIPPED_SHARE * len(audio.samples),
+        "clipped": audio.clipped > CLIPPED_SHARE,
         "no_rhythm": 1 + len(y) // HOP < RHYTHM_FRAMES,
         "damaged": audio.damaged,
+        "excerpt": audio.excerpt,
     }
     return [flag for flag, holds in found.items() if holds]
 
@@ -135,15 +134,6 @@ def warm_up(config: Config | None = None) -> None:
     clicks[::50] = 0.5
     config = config or Config()
     describe(clicks, config.audio.sample_rate, blocks(config.features.profiles))
-    _clipped(clicks)
-
-
-@njit(cache=True)
-def _clipped(samples: Samples) -> int:
-    count = 0
-    for sample in samples:
-        count += abs(sample) >= CLIPPED
-    return count
 
 
 class _Memory(threading.local):

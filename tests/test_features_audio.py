@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import struct
 import warnings
+from functools import cache
 from pathlib import Path
 
 import av
@@ -14,7 +17,8 @@ import pytest
 import soundfile
 
 from core.errors import AudioError
-from features.audio import decode, mix, resample
+from features.audio import decode
+from features.mono import RESERVED, mix
 
 FORMATS = {"wav": "pcm_16", "flac": "flac", "ogg": "vorbis", "mp3": "mp3", "aiff": "pcm_16", "opus": "opus"}
 
@@ -40,6 +44,7 @@ def encode(path, codec, y, sr, sample_format=None):
     layout = {1: "mono", 2: "stereo", 8: "7.1"}[y.shape[1]]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=sr, layout=layout)
+        stream.bit_rate = 128_000
         frame = av.AudioFrame.from_ndarray(y.reshape(1, -1), "flt", layout)
         frame.sample_rate = sr
         stream.format = sample_format or stream.codec_context.codec.audio_formats[0]
@@ -60,9 +65,11 @@ def load(path, sr=22_050):
 def test_the_samples_are_those_of_librosa_load(tmp_path, extension, channels):
     sr = 48_000 if extension == "opus" else 44_100
     path = write(tmp_path / f"a.{extension}", music(sr, channels), sr)
-    audio = decode(path)
-    assert np.array_equal(resample(audio, 22_050), load(path))
+    audio = decode(path, 22_050)
+    assert np.array_equal(audio.samples, load(path))
     assert (audio.sample_rate, audio.channels, audio.codec) == (sr, channels, FORMATS[extension])
+    assert not audio.damaged
+    assert not audio.excerpt
     assert audio.decoder == f"libsndfile {soundfile.__libsndfile_version__}"
 
 
@@ -70,7 +77,7 @@ def test_the_samples_are_those_of_librosa_load(tmp_path, extension, channels):
 @pytest.mark.parametrize("channels", [1, 2, 3, 8])
 def test_the_samples_are_those_of_librosa_load_at_any_rate_and_channel_count(tmp_path, sr, channels):
     path = write(tmp_path / "a.wav", music(sr, channels), sr)
-    assert np.array_equal(resample(decode(path), 22_050), load(path))
+    assert np.array_equal(decode(path, 22_050).samples, load(path))
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
@@ -82,11 +89,20 @@ def test_every_sample_format_is_read_at_full_scale_1(tmp_path, subtype):
     assert audio.codec == subtype.lower()
 
 
-def test_a_file_longer_than_a_block_is_read_whole(tmp_path):
-    path = write(tmp_path / "a.ogg", music(44_100, seconds=13), 44_100)
-    audio = decode(path)
+@pytest.mark.parametrize("extension", ["ogg", "mp3", "flac"])
+def test_a_file_of_many_blocks_has_the_samples_of_librosa_load(tmp_path, extension):
+    path = write(tmp_path / f"a.{extension}", music(44_100, seconds=13), 44_100)
+    audio = decode(path, 22_050)
     assert audio.duration == 13
-    assert np.array_equal(resample(audio, 22_050), load(path))
+    assert np.array_equal(audio.samples, load(path))
+    assert np.array_equal(decode(path).samples, load(path, None))
+
+
+def test_more_samples_than_there_is_room_for_at_first_are_all_there(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", music(44_100, seconds=5), 44_100)
+    monkeypatch.setattr("features.mono.RESERVED", 1000)
+    assert RESERVED > 1000
+    assert np.array_equal(decode(path, 22_050).samples, load(path))
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.aac", "aac"), ("b.m4a", "alac"), ("a.ac3", "ac3")])
@@ -110,15 +126,17 @@ def test_ffmpeg_and_libsndfile_decode_the_same_samples(tmp_path, channels):
     assert np.array_equal(decode(wavpack).samples, decode(lossless).samples)
 
 
-def test_the_mean_of_two_channels_has_the_bits_of_librosa():
-    y = np.random.default_rng(0).standard_normal((2, 9999)).astype(np.float32)
-    assert np.array_equal(mix(y), librosa.to_mono(y))
+@pytest.mark.parametrize("channels", range(1, 18))
+def test_the_mean_of_the_channels_has_the_bits_of_librosa(channels):
+    block = np.random.default_rng(0).standard_normal((9999, channels)).astype(np.float32)
+    assert np.array_equal(mix(block), librosa.to_mono(block.T))
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 7])
 def test_a_few_samples_are_enough_to_resample(tmp_path, n_samples):
     path = write(tmp_path / "a.wav", music(192_000)[:n_samples], 192_000)
-    assert len(resample(decode(path), 22_050)) == math.ceil(n_samples * 22_050 / 192_000)
+    assert np.array_equal(decode(path, 22_050).samples, load(path))
+    assert len(load(path)) == math.ceil(n_samples * 22_050 / 192_000)
 
 
 @pytest.mark.parametrize("raw", [b"caf\xe9: live.wav", b"caf\xe9.m4a", b"live: a.m4a", "Ünï 雨\n.wav".encode()])
@@ -132,22 +150,190 @@ def test_any_file_name_is_read(tmp_path, raw, monkeypatch):
     assert decode(path).sample_rate == 44_100
 
 
-@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("extension", ["wav", "aiff", "flac", "ogg", "opus", "mp3"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_truncated_file_gives_the_audio_that_is_left(tmp_path, extension, share):
-    path = write(tmp_path / f"a.{extension}", music(44_100, seconds=4), 44_100)
+    sr = 48_000 if extension == "opus" else 44_100
+    path = write(tmp_path / f"a.{extension}", music(sr, seconds=4), sr)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     audio = decode(path)
     assert 0 < audio.duration <= share * 4 + 0.5
-    # the length of a WAV and an Ogg is what is there; MP3 and FLAC say what there should be
-    assert audio.damaged == (extension in ("mp3", "flac"))
+    assert audio.damaged
 
 
-def test_a_truncated_aac_stream_gives_the_audio_that_is_left(tmp_path):
-    path = encode(tmp_path / "a.aac", "aac", music(44_100, seconds=4), 44_100)
+@pytest.mark.parametrize(("name", "codec"), [("a.aac", "aac"), ("a.wma", "wmav2"), ("a.mkv", "aac")])
+def test_a_truncated_file_that_ffmpeg_reads_gives_the_audio_that_is_left(tmp_path, name, codec):
+    path = encode(tmp_path / name, codec, music(44_100, seconds=4), 44_100)
+    assert not decode(path).damaged
     path.write_bytes(path.read_bytes()[:20_000])
-    assert 0 < decode(path).duration < 4
+    audio = decode(path)
+    assert 0 < audio.duration < 4
+    assert audio.damaged
+
+
+LONG = ["cbr.mp3", "vbr.mp3", "a.flac", "a.ogg", "a.wav", "alac.m4a"]
+
+
+def write_long(path, y, sr=44_100):
+    """Write as the name says, in small pieces: libsndfile's Vorbis encoder cannot take a long file at once."""
+    if path.suffix == ".m4a":
+        return encode(path, path.stem, y, sr)
+    mode = {"cbr": "CONSTANT", "vbr": "VARIABLE"}.get(path.stem)
+    settings = {"bitrate_mode": mode, "compression_level": 0.5} if mode else {}
+    with soundfile.SoundFile(path, "w", sr, y.shape[1], format=path.suffix[1:], **settings) as file:
+        for start in range(0, len(y), 1 << 14):
+            file.write(y[start : start + (1 << 14)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_20_s(tmp_path_factory):
+    """Return what gives a file of 20 s by its name, each written once."""
+    folder, y = tmp_path_factory.mktemp("20 s"), music(44_100, seconds=20)
+    return cache(lambda name: write_long(folder / name, y))
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("sample_rate", [None, 22_050])
+def test_of_a_long_file_the_middle_is_decoded(of_20_s, name, sample_rate):
+    path = of_20_s(name)
+    audio = decode(path, sample_rate, max_duration=3)
+    rate = sample_rate or 44_100
+    assert (len(audio.samples), audio.duration) == (3 * rate, 20)
+    assert (audio.excerpt, audio.damaged) == (True, False)
+    middle = decode(path, sample_rate).samples[17 * rate // 2 : 23 * rate // 2]
+    if sample_rate is None:
+        assert np.array_equal(audio.samples, middle)
+    else:  # around an excerpt the resampler hears silence
+        assert audio.samples[1000:-1000] == pytest.approx(middle[1000:-1000], abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.aac", "aac"), ("a.wma", "wmav2"), ("a.ac3", "ac3")])
+def test_of_a_long_file_that_ffmpeg_reads_the_middle_is_decoded(tmp_path, name, codec):
+    y = music(44_100, seconds=20)
+    y[: 44_100 * 8] = y[44_100 * 12 :] = 0  # silent but for the middle
+    audio = decode(encode(tmp_path / name, codec, y, 44_100), max_duration=3)
+    assert len(audio.samples) == 3 * 44_100
+    assert audio.duration == pytest.approx(20, rel=0.05)  # of a stream without a header it is an estimate
+    assert (audio.excerpt, audio.damaged) == (True, False)
+    loud = [np.abs(part).max() > 0.1 for part in np.split(audio.samples, 30)]
+    assert sum(loud) >= 26  # an AAC stream without an index is placed by its bit rate
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_file_as_long_as_an_excerpt_is_none(tmp_path, name):
+    path = write_long(tmp_path / name, music(44_100, seconds=3))
+    audio = decode(path, max_duration=3)
+    assert (audio.excerpt, audio.damaged, audio.duration) == (False, False, 3)
+    assert np.array_equal(audio.samples, decode(path).samples)
+
+
+def test_in_an_excerpt_of_a_low_bit_rate_the_first_samples_are_right_too(tmp_path):
+    path = tmp_path / "a.mp3"
+    y = music(44_100, 1, seconds=20)
+    with soundfile.SoundFile(path, "w", 44_100, 1, bitrate_mode="CONSTANT", compression_level=0.99) as file:
+        file.write(y)
+    whole, excerpt = decode(path), decode(path, max_duration=3)
+    start = round((excerpt.duration * 44_100 - len(excerpt.samples)) / 2)
+    assert excerpt.samples == pytest.approx(whole.samples[start : start + 3 * 44_100], abs=1e-6)
+
+
+def _claim(path, n_frames):
+    """Let the first frame of an MP3 say that it holds so many; return the path."""
+    data = bytearray(path.read_bytes())
+    place = max(data.find(b"Xing"), data.find(b"Info")) + 8
+    data[place : place + 4] = struct.pack(">I", n_frames)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["cbr.mp3", "vbr.mp3"])
+@pytest.mark.parametrize("n_frames", [80, 1_000_000])
+@pytest.mark.parametrize("max_duration", [math.inf, 1800, 8])
+def test_an_mp3_that_lies_about_its_length_is_decoded_as_far_as_it_goes(
+    tmp_path, of_20_s, name, n_frames, max_duration
+):
+    path = Path(shutil.copy(of_20_s(name), tmp_path))
+    audio = decode(_claim(path, n_frames), 22_050, max_duration=max_duration)
+    assert audio.damaged
+    assert audio.excerpt == (max_duration == 8)
+    assert audio.duration == pytest.approx(20, abs=0.1)
+    assert len(audio.samples) == pytest.approx(22_050 * min(20, max_duration), abs=2205)
+
+
+@pytest.mark.parametrize("max_duration", [math.inf, 8])
+@pytest.mark.parametrize("quiet", [slice(0, 441_000), slice(441_000, None)])
+def test_an_mp3_of_variable_bit_rate_that_does_not_say_its_length_is_not_damaged(tmp_path, max_duration, quiet):
+    y = music(44_100, seconds=20)
+    y[quiet] *= 1e-3
+    path = write_long(tmp_path / "vbr.mp3", y)
+    with av.open(str(path)) as container:
+        first = next(container.demux(container.streams.audio[0])).pos
+    path.write_bytes(path.read_bytes()[first:])
+    assert abs(soundfile.info(path).duration - 20) > 5  # libsndfile's estimate, from the first frames
+    audio = decode(path, max_duration=max_duration)
+    assert (audio.damaged, audio.excerpt) == (False, max_duration == 8)
+    assert audio.duration == pytest.approx(20, abs=0.1)
+
+
+def test_large_tags_behind_the_audio_are_no_audio(tmp_path):
+    path = write(tmp_path / "a.mp3", music(44_100, seconds=4), 44_100)
+    path.write_bytes(path.read_bytes() + b"APETAGEX" + bytes(200_000))
+    audio = decode(path)
+    assert (audio.duration, audio.damaged, audio.decoder[:3]) == (4, False, "lib")
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.wav", "cbr.mp3"])
+def test_of_a_file_cut_before_its_middle_the_middle_of_what_is_left_is_decoded(tmp_path, of_20_s, name):
+    path = Path(shutil.copy(of_20_s(name), tmp_path))
+    os.truncate(path, path.stat().st_size // 3)
+    audio = decode(path, max_duration=2)
+    assert len(audio.samples) == 2 * 44_100
+    assert audio.duration == pytest.approx(20 / 3, abs=0.5)
+    assert (audio.damaged, audio.excerpt) == (True, True)
+
+
+def _flac_of(path, n_samples):
+    """Let the header of a FLAC say that it holds so many samples; return the path."""
+    data = bytearray(path.read_bytes())
+    data[21:26] = (data[21] >> 4 << 36 | n_samples).to_bytes(5, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("max_duration", [math.inf, 1800, 2])
+def test_a_flac_that_does_not_say_its_length_is_decoded(tmp_path, max_duration):
+    path = write(tmp_path / "a.flac", music(44_100, seconds=5), 44_100)
+    audio = decode(_flac_of(path, 0), max_duration=max_duration)
+    assert (audio.duration, len(audio.samples)) == (5, 44_100 * min(5, max_duration))
+    assert (audio.damaged, audio.excerpt) == (False, max_duration == 2)
+
+
+def test_a_header_that_announces_weeks_takes_no_memory(tmp_path):
+    path = _flac_of(write(tmp_path / "a.flac", music(44_100, seconds=5), 44_100), 2**36 - 1)
+    audio = decode(path, 22_050)
+    assert (audio.duration, audio.damaged) == (5, True)
+    base = audio.samples.base
+    assert base is not None
+    assert base.size <= RESERVED
+
+
+def test_a_wav_whose_header_was_never_finished_is_decoded(tmp_path):
+    path = write(tmp_path / "a.wav", music(44_100, seconds=5), 44_100)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"data") + 4
+    for length in (0, 2**32 - 1):
+        data[place : place + 4] = struct.pack("<I", length)
+        path.write_bytes(data)
+        assert (decode(path).duration, decode(path).damaged) == (5, False)
+
+
+def test_the_share_of_clipped_samples_is_that_before_resampling(tmp_path):
+    y = np.zeros((44_100, 1), np.float32)
+    y[:441] = 1
+    y[441:882] = -1
+    assert decode(write(tmp_path / "a.wav", y, 44_100), 22_050).clipped == pytest.approx(0.02)
 
 
 def _damage(path, n_bytes):

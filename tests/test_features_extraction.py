@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 import features
 from core.config import FEATURES_VERSION, Config, parse_config
 from core.errors import AudioError
-from features.audio import Audio, decode, resample
+from features.audio import decode
 from features.descriptors import DESCRIPTORS, PROFILES, blocks
 from features.extraction import describe, flags
+from features.mono import Audio
 
 SR = 22_050
 EVERYTHING = parse_config({"features": {"profiles": list(PROFILES)}})
@@ -75,7 +76,7 @@ def test_a_file_becomes_named_statistics_of_every_block(tmp_path):
 
 def test_the_statistics_are_those_of_the_descriptors_of_the_resampled_file(tmp_path):
     path = write(tmp_path / "a.wav", music())
-    y = resample(decode(path), SR)
+    y = decode(path, SR).samples
     found = features.compute(path).features
     mfcc = librosa.feature.mfcc(y=y, sr=SR, n_mfcc=20)
     assert found["mfcc"]["mean"] == pytest.approx(mfcc.mean(axis=1), abs=1e-3)
@@ -112,7 +113,7 @@ def test_the_config_sets_the_analysis_rate(tmp_path, rate):
     config = parse_config({"audio": {"sample_rate": rate}})
     found = features.compute(path, config)
     assert_complete(found.features)
-    assert found.features == described(resample(decode(path), rate), rate)
+    assert found.features == described(decode(path, rate).samples, rate)
 
 
 def test_golden_values_change_only_with_the_features_version(tmp_path):
@@ -179,15 +180,16 @@ def test_silence_is_all_zero_but_for_its_level():
 )
 def test_flags_say_what_to_know_about_a_track(y, expected):
     y = y.astype(np.float32)
-    audio = Audio(y, SR, channels=1, codec="pcm_16", decoder="", damaged=False)
-    assert flags(audio, y) == expected
-    assert flags(replace(audio, damaged=True), y) == [*expected, "damaged"]
+    clipped = float(np.mean(np.abs(y) >= 0.999))
+    audio = Audio(y, len(y) / SR, SR, 1, "pcm_16", "", clipped, damaged=False, excerpt=False)
+    assert flags(audio) == expected
+    assert flags(replace(audio, damaged=True, excerpt=True)) == [*expected, "damaged", "excerpt"]
 
 
 def test_clipping_is_seen_before_resampling_hides_it(tmp_path):
     noise = np.clip(0.35 * np.random.default_rng(0).standard_normal(7 * 44_100), -1, 1)
     path = write(tmp_path / "a.wav", noise)
-    assert np.mean(np.abs(resample(decode(path), SR)) >= 0.999) < 0.001
+    assert np.mean(np.abs(decode(path, SR).samples) >= 0.999) < 0.001
     assert features.compute(path).flags == ["clipped"]
 
 
