@@ -114,6 +114,7 @@ def extract(
     audio_dir: AudioDir,
     metadata: Metadata = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete the tracks of which no file is left.")] = False,
+    engine: Annotated[Literal["local", "spark"], typer.Option(help="Where the files are read.")] = "local",
     as_json: Json = False,
 ) -> None:
     """Compute the features of new and changed files: audio → bus."""
@@ -121,7 +122,9 @@ def extract(
 
     config = _config(context)
     with _opened(config) as (store, bus), _watched(context) as watch:
-        report = job.run(config, audio_dir, metadata=metadata, prune=prune, store=store, bus=bus, progress=watch)
+        report = job.run(
+            config, audio_dir, metadata=metadata, prune=prune, engine=engine, store=store, bus=bus, progress=watch
+        )
     show.report("extract", report, as_json=as_json)
     _check_failures(context, report, config.max_failures)
 

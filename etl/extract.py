@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from core.jobs import Progress, Report, Watch, ignore
 from core.records import File, Source, Track, next_rev
 from core.store import Store
 from etl.catalogue import Matches, match, read_catalogue
+from etl.engine import Engine, EngineName, open_engine
 from etl.folders import AudioFile, Walk, walk
 from etl.known import Known, read_known, with_features
+from etl.memory import memory_budget
 from etl.messages import create_topics
-from etl.metadata import Metadata, read_tags
+from etl.metadata import Metadata, plain, read_tags
 from etl.outbox import Outbox
 from etl.plan import (
     Draft,
@@ -33,12 +35,20 @@ from etl.plan import (
     remembered_failures,
     remembered_rows,
 )
-from etl.pool import Task, Trouble, default_workers, run_tasks
+from etl.pool import Task, Trouble, default_workers, fitting_workers
+from features.memory import memory_needed
 
 if TYPE_CHECKING:
     from features.extraction import Computed
+    from features.identity import Probe
+
+Durations = Mapping[str, float | None]
+"""Seconds of audio, by the digest of its packets; None where they are not known."""
 
 log = logging.getLogger(__name__)
+
+SLOWEST_READ = 2_000_000
+"""Bytes per second at which a file is read at least; a disk that is slower seems to hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,7 @@ def run(
     *,
     metadata: Path | None = None,
     prune: bool = False,
+    engine: EngineName = "local",
     store: Store,
     bus: Bus,
     progress: Watch = ignore,
@@ -100,7 +111,7 @@ def run(
     Parameters
     ----------
     config : Config
-        Sections `audio`, `catalogue` and `topics`, and `workers`.
+        Sections `audio`, `catalogue`, `features`, `topics` and `spark`, `workers` and `memory`.
     audio_dir : Path
         The folder.
     metadata : Path, optional
@@ -108,6 +119,9 @@ def run(
     prune : bool
         Whether a track of which no file is left gets a tombstone. A file counts as left below a folder that cannot be
         read or is empty, as one is where nothing is mounted.
+    engine : str
+        ``'local'``: files are read by processes of this machine; ``'spark'``: by the executors of a cluster, which send
+        the tracks, too.
     store, bus
         Where the job reads what is known; it writes to the bus.
     progress : callable
@@ -116,9 +130,9 @@ def run(
     Raises
     ------
     ConfigError
-        If the folder is missing or without audio, or the catalogue cannot be used.
+        If the folder is missing or without audio, or the catalogue or the engine cannot be used.
     BackendError
-        If the store or the bus fails.
+        If the store, the bus or Spark fails.
     """
     started = time.monotonic()
     found = walk(audio_dir, config.audio.extensions)
@@ -130,9 +144,14 @@ def run(
     files = [file for file in found.files if file.path not in remembered]
     digests = known_digests(files, known.tracks)
     changed = [file for file in files if file.path not in digests]
-    outbox = Outbox(bus.producer(), names, known.failures, config.feature_set)
-    try:
-        digests |= _identify(changed, config, outbox, progress)
+    with (
+        open_engine(engine, config, audio_dir) as opened,
+        closing(Outbox(bus.producer(), names, known.failures, config.feature_set)) as outbox,
+    ):
+        probes = _identify(changed, config, opened, outbox, progress)
+        digests |= {path: probe.digest for path, probe in probes.items()}
+        durations: dict[str, float | None] = {track.source.digest: track.duration for track in known.tracks.values()}
+        durations |= {probe.digest: probe.duration for probe in probes.values()}
         rows = matches.rows if metadata else remembered_rows(files, digests, known.tracks)
         todo = plan(found, rows, digests, known.tracks, config.feature_set)
         unseen = [known.tracks[track_id].source.path for track_id in todo.unseen]
@@ -140,13 +159,12 @@ def run(
         donors = with_features(
             known, {draft.donor for draft in todo.drafts if draft.donor}, names, store=store, bus=bus
         )
-        computed = _extract(_works(todo.drafts, donors, config), todo, config, outbox, progress)
+        works = _works(todo.drafts, donors, durations, config)
+        computed = _extract(works, todo, durations, config, opened, outbox, progress)
         deleted = _clear(todo, found, known, outbox)
         pruned = todo.gone if prune else []
         for track_id in pruned:
             outbox.delete(track_id, known.tracks[track_id].rev)
-    finally:
-        outbox.close()
     report = ExtractReport(
         read=len(found.files),
         unchanged=len(todo.unchanged),
@@ -170,11 +188,11 @@ def run(
     return report
 
 
-def identify(path: str) -> str:
-    """Return the digest of a file's audio packets; runs in a worker."""
-    from features.identity import packets_digest
+def identify(path: str) -> Probe:
+    """Return what a file's packets and headers say; runs in a worker, so that nobody else has to read them."""
+    from features.identity import probe
 
-    return packets_digest(Path(path))
+    return probe(Path(path))
 
 
 def describe(work: Work) -> list[Track]:
@@ -191,24 +209,32 @@ def _warm_up(config: Config) -> None:
     features.warm_up(config)
 
 
-def _identify(files: Sequence[AudioFile], config: Config, outbox: Outbox, progress: Watch) -> dict[str, str]:
-    """Return the packets' digests of files that are new or have changed, by path."""
-    tasks = [Task(file, file.real, _time_limit(file)) for file in files]
-    digests = {}
+def _import_identity() -> None:
+    import features.identity  # noqa: F401  # now, and not within the time limit of the first file
+
+
+def _identify(
+    files: Sequence[AudioFile], config: Config, engine: Engine, outbox: Outbox, progress: Watch
+) -> dict[str, Probe]:
+    """Return what is found in files that are new or have changed, by path."""
+    largest_first = sorted(files, key=lambda file: -file.size)
+    tasks = [Task(file, file.real, 10 + file.size / SLOWEST_READ) for file in largest_first]
+    probes = {}
     if tasks:
         progress(Progress("identify", 0, len(tasks)))
-    with closing(run_tasks(identify, tasks, workers=_workers(config, len(tasks)), stage="read")) as results:
+    workers = _workers(config, len(tasks))
+    with closing(engine.run_tasks(identify, tasks, workers=workers, stage="read", prepare=_import_identity)) as results:
         for done, (file, result) in enumerate(results, 1):
             if isinstance(result, Trouble):
                 outbox.failure(file, result)
             else:
-                digests[file.path] = result
+                probes[file.path] = result
             progress(Progress("identify", done, len(files), len(outbox.failed) + len(outbox.failed_again)))
-    return digests
+    return probes
 
 
-def _works(drafts: Sequence[Draft], donors: Iterator[Track], config: Config) -> Iterator[Work]:
-    """Give each draft its donor; without one, drafts of the same audio go together."""
+def _works(drafts: Sequence[Draft], donors: Iterator[Track], durations: Durations, config: Config) -> Iterator[Work]:
+    """Give each draft its donor; without one, drafts of the same audio go together, the longest first."""
     waiting: dict[str | None, list[Draft]] = {}
     for draft in drafts:
         waiting.setdefault(draft.donor, []).append(draft)
@@ -217,20 +243,44 @@ def _works(drafts: Sequence[Draft], donors: Iterator[Track], config: Config) -> 
     without: dict[str, list[Draft]] = {}
     for draft in chain.from_iterable(waiting.values()):
         without.setdefault(draft.digest, []).append(draft)
-    for same_audio in without.values():
-        yield Work(tuple(same_audio), None, config)
+    for digest in sorted(without, key=lambda digest: -memory_needed(durations.get(digest), config)):
+        yield Work(tuple(without[digest]), None, config)
 
 
-def _extract(works: Iterator[Work], todo: Plan, config: Config, outbox: Outbox, progress: Watch) -> set[str]:
+def _task(work: Work, durations: Durations) -> Task[Work, Work]:
+    """Say what a piece of work takes: as long as slow disks and busy processors may need, more than that is a hang."""
+    file, audio = work.drafts[0].file, work.config.audio
+    seconds = 60 + file.size / SLOWEST_READ
+    if work.donor:
+        return Task(work, work, seconds)
+    duration = durations.get(work.drafts[0].digest)
+    analysed = audio.max_duration if duration is None else min(duration, audio.max_duration)
+    return Task(work, work, seconds + analysed / 4, memory_needed(duration, work.config))
+
+
+def _extract(
+    works: Iterator[Work],
+    todo: Plan,
+    durations: Durations,
+    config: Config,
+    engine: Engine,
+    outbox: Outbox,
+    progress: Watch,
+) -> set[str]:
     """Send the tracks of every piece of work; return the files that were computed, or failed at it."""
-    tasks = (Task(work, work, _time_limit(work.drafts[0].file)) for work in works)
-    prepare = partial(_warm_up, config) if any(draft.donor is None for draft in todo.drafts) else None
-    workers = _workers(config, len(todo.drafts))
+    tasks = (_task(work, durations) for work in works)
+    needs = [memory_needed(durations.get(draft.digest), config) for draft in todo.drafts if draft.donor is None]
+    memory = memory_budget(config)
+    workers = fitting_workers(_workers(config, len(todo.drafts)), memory, needs)
+    prepare = partial(_warm_up, config) if needs else None
     computed: set[str] = set()
+    damaged: list[str] = []
     done = 0
     if todo.drafts:
         progress(Progress("extract", 0, len(todo.drafts)))
-    with closing(run_tasks(describe, tasks, workers=workers, stage="describe", prepare=prepare)) as results:
+    with closing(
+        engine.run_tasks(describe, tasks, workers=workers, stage="describe", memory=memory, prepare=prepare)
+    ) as results:
         for work, result in results:
             if work.donor is None:
                 computed.add(work.drafts[0].file.path)
@@ -239,11 +289,12 @@ def _extract(works: Iterator[Work], todo: Plan, config: Config, outbox: Outbox, 
                     outbox.failure(file, result)
             else:
                 for track in result:
-                    outbox.track(track)
+                    outbox.track(track, delivered=engine.delivers)
                     if "damaged" in track.flags and work.donor is None:
-                        log.warning("%s: damaged or cut short; what could be decoded counts", track.source.path)
+                        damaged.append(track.source.path)
             done += len(work.drafts)
             progress(Progress("extract", done, len(todo.drafts), len(outbox.failed) + len(outbox.failed_again)))
+    _warn_of("damaged or cut short, of which what can be decoded counts", damaged)
     return computed
 
 
@@ -272,7 +323,7 @@ def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
     return Track(
         track_id=draft.track_id,
         rev=next_rev(draft.rev),
-        title=known.title or PurePath(draft.file.path).stem,
+        title=known.title or plain(PurePath(draft.file.path).stem),
         artist=known.artist,
         album=known.album,
         genre=known.genre,
@@ -298,11 +349,6 @@ def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
     )
 
 
-def _time_limit(file: AudioFile) -> float:
-    """Return how long a worker may take, s: slower than real time at 400 kbit/s is a hang."""
-    return 60 + file.size / 50_000
-
-
 def _workers(config: Config, n_tasks: int) -> int:
     return max(1, min(config.workers or default_workers(), n_tasks))
 
@@ -320,4 +366,5 @@ def _warn(found: Walk, matches: Matches) -> None:
 
 def _warn_of(what: str, names: Sequence[str]) -> None:
     if names:
-        log.warning("%s: %d (%s%s)", what, len(names), ", ".join(names[:3]), ", …" if len(names) > 3 else "")
+        first = ", ".join(plain(name) or "" for name in names[:3])
+        log.warning("%s: %d (%s%s)", what, len(names), first, ", …" if len(names) > 3 else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +44,8 @@ def walk(audio_dir: Path, extensions: tuple[str, ...]) -> Walk:
     """Find the audio files in a folder and the folders below it.
 
     Hidden files and folders are left out. Links are followed, but every folder is entered once, by
-    its own name where it has one in here: so loops of links end.
+    its own name where it has one in here: so loops of links end. What has the name of audio and cannot be opened, such
+    as a pipe or a link to nowhere, is a file here, and why it cannot be read is for its reader to say.
 
     Parameters
     ----------
@@ -69,10 +69,10 @@ def walk(audio_dir: Path, extensions: tuple[str, ...]) -> Walk:
     while pending:
         for entry in _entries(pending.pop(), entered, found.unreadable):
             with _noting(found.unreadable):
-                if entry.is_dir():
+                if entry.name.lower().endswith(extensions) and not Path(entry.path).is_dir():
+                    found.files.append(_audio_file(entry.path, _status(entry)))
+                elif entry.is_dir():
                     (pending.appendleft if entry.is_symlink() else pending.append)(entry.path)
-                elif entry.name.lower().endswith(extensions) and stat.S_ISREG(entry.stat().st_mode):
-                    found.files.append(_audio_file(entry.path, entry.stat()))
     if not found.files:
         skipped = f"; not readable: {found.unreadable[0]}" if found.unreadable else ""
         raise ConfigError(
@@ -138,6 +138,13 @@ def _noting(unreadable: list[str]) -> Iterator[None]:
         yield
     except OSError as error:
         unreadable.append(f"{path_text(error.filename)}: {error.strerror}")
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Say what a file is like, or the link itself where it leads to none."""
+    with suppress(OSError):
+        return entry.stat()
+    return entry.stat(follow_symlinks=False)
 
 
 def _audio_file(path: str, status: os.stat_result) -> AudioFile:

@@ -17,7 +17,7 @@ from core.records import Failure, File, Record, Track
 from core.store import Store
 from etl.catalogue import Row
 from etl.messages import decode
-from etl.metadata import Metadata
+from etl.metadata import Metadata, plain
 
 R = TypeVar("R", bound=Record)
 
@@ -41,6 +41,7 @@ class KnownTrack(Record):
     genre: str | None = None
     year: int | None = None
     extra: dict[str, str] = Field(default_factory=dict)
+    duration: float
     feature_set: str
     source: KnownSource
     copies: list[File] = Field(default_factory=list)
@@ -55,7 +56,8 @@ class KnownTrack(Record):
         """The catalogue's row as far as the track tells; None if it never had one."""
         if self.source.row_digest is None:
             return None
-        title = self.title if self.title != PurePath(self.source.path).stem else None  # the file's name follows it
+        stem = plain(PurePath(self.source.path).stem)
+        title = self.title if self.title != stem else None  # the file's name follows it
         metadata = Metadata(title, self.artist, self.album, self.genre, self.year, self.extra)
         track_id = None if self.track_id == self.source.digest else self.track_id
         return Row(track_id, metadata, self.source.row_digest)

@@ -47,9 +47,10 @@ class Outbox:
         self._feature_set = feature_set
         self._flushed = time.monotonic()
 
-    def track(self, track: Track) -> None:
-        """Send a track, and the end of what failures its files had."""
-        send(self._producer, self._names.tracks, track)
+    def track(self, track: Track, *, delivered: bool = False) -> None:
+        """Send a track, unless it was delivered by who made it, and the end of what failures its files had."""
+        if not delivered:
+            send(self._producer, self._names.tracks, track)
         log.debug("%s: %s", track.track_id, track.source.path)
         self._count()
         for file in (track.source, *track.copies):

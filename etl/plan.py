@@ -94,6 +94,7 @@ def remembered_failures(files: Iterable[AudioFile], failures: Iterable[Failure],
         if (failure := by_path.get(file.path))
         and (failure.size, failure.mtime_ns, failure.feature_set) == (file.size, file.mtime_ns, feature_set)
         and (is_lasting(failure) or file.size == 0)
+        and failure.error != MemoryError.__name__  # there may be more of it now
     }
 
 

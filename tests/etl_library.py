@@ -19,6 +19,7 @@ from core.names import Names
 from core.records import Failure, Track
 from core.store import Store
 from etl import extract, load
+from etl.engine import EngineName
 from etl.extract import ExtractReport
 from etl.failures import RetryReport, retry
 
@@ -65,7 +66,13 @@ class Library:
             yield store, bus
 
     def extract(
-        self, config: Config | None = None, progress: Watch = ignore, *, catalogue: bool = True, prune: bool = False
+        self,
+        config: Config | None = None,
+        progress: Watch = ignore,
+        *,
+        catalogue: bool = True,
+        prune: bool = False,
+        engine: EngineName = "local",
     ) -> ExtractReport:
         metadata = self.csv if catalogue and self.csv.exists() else None
         with self.opened() as (store, bus):
@@ -74,6 +81,7 @@ class Library:
                 self.audio,
                 metadata=metadata,
                 prune=prune,
+                engine=engine,
                 store=store,
                 bus=bus,
                 progress=progress,

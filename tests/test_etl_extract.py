@@ -11,7 +11,7 @@ import pytest
 from etl_library import CONFIG, NAMES, Library, tone
 
 import features
-from core.config import Config
+from core.config import Config, parse_config
 from core.errors import ConfigError
 from core.jobs import Progress
 from core.names import path_digest, path_text
@@ -339,6 +339,30 @@ def test_one_recording_under_two_ids_is_computed_once(tmp_path: Path) -> None:
     assert first.features == second.features
 
 
+def test_the_longest_is_computed_first_and_of_too_long_a_file_the_middle(tmp_path: Path) -> None:
+    library = Library(tmp_path, parse_config({"workers": 1, "audio": {"max_duration": 2}}))
+    for name, seconds in {"a.wav": 1.0, "b.flac": 3.0, "c.ogg": 1.5}.items():
+        tone(library.audio / name, 440, seconds=seconds)
+    library.extract()
+    tracks = [Track.from_json(message.value or b"") for message in library.messages()]
+    assert [track.duration for track in tracks] == [3.0, 1.5, 1.0]
+    assert [track.flags for track in tracks] == [["no_rhythm", "excerpt"], ["no_rhythm"], ["no_rhythm"]]
+    assert tracks[0].feature_set == library.config.feature_set != CONFIG.feature_set
+
+
+def test_a_file_that_needs_too_much_memory_fails_until_there_is_more_of_it(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    tone(library.audio / "long.flac", 440, seconds=200)
+    assert library.extract(parse_config({"workers": 1, "memory": "512MiB"})).failed == 1
+    failure = library.failures_sent()["long.flac"]
+    assert failure
+    assert failure.message == "needs about 118 MiB of memory where 112 MiB are left for it"
+    assert "`memory`" in failure.advice
+    assert "`audio.max_duration`" in failure.advice
+    assert library.extract(parse_config({"workers": 1, "memory": "1GiB"})).failed == 0
+    assert library.failures_sent() == {path_digest(failure.path): None}
+
+
 def die_on_killer(work: Work) -> list[Track]:
     if work.drafts[0].file.path.endswith("killer.wav"):
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -361,7 +385,7 @@ def test_a_decoder_that_kills_its_process_is_blamed_on_its_file(
     assert (report.computed, report.tried, report.failed) == (2, 4, 2)
     failure = extracted.failures_sent()["killer.wav"]
     assert failure
-    assert (failure.error, failure.message) == ("ProcessExpired", "its worker process died: Segmentation fault")
+    assert (failure.error, failure.message) == ("WorkerDied", "its worker process died: Segmentation fault")
     assert {"a.wav", "z.wav"} <= extracted.sent().keys()
     again = extracted.extract()
     assert (again.known_failures, again.tried, again.sent) == (2, 0, 0)

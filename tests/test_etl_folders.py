@@ -49,11 +49,19 @@ def test_linked_folders_and_files_from_elsewhere_are_followed(tmp_path: Path) ->
     assert found(tmp_path / "music") == ["c.mp3", "d.mp3", "more/a.mp3"]
 
 
-def test_a_dangling_link_is_reported_and_the_rest_is_found(tmp_path: Path) -> None:
+def test_what_has_the_name_of_audio_and_is_none_is_found_so_that_reading_it_says_why(tmp_path: Path) -> None:
     fill(tmp_path, "a.mp3")
     (tmp_path / "gone.mp3").symlink_to("nowhere")
-    assert found(tmp_path) == ["a.mp3"]
-    assert walk(tmp_path, EXTENSIONS).unreadable == [f"{tmp_path}/gone.mp3: No such file or directory"]
+    (tmp_path / "loop.mp3").symlink_to("loop.mp3")
+    os.mkfifo(tmp_path / "pipe.mp3")
+    assert found(tmp_path) == ["a.mp3", "gone.mp3", "loop.mp3", "pipe.mp3"]
+    assert walk(tmp_path, EXTENSIONS).unreadable == []
+
+
+def test_a_folder_with_the_name_of_audio_is_entered(tmp_path: Path) -> None:
+    fill(tmp_path, "live.mp3/a.mp3", "b.mp3")
+    (tmp_path / "link.mp3").symlink_to(tmp_path / "live.mp3")
+    assert found(tmp_path) == ["b.mp3", "live.mp3/a.mp3"]
 
 
 def test_an_unreadable_folder_is_reported_and_the_rest_is_found(
@@ -70,12 +78,6 @@ def test_an_unreadable_folder_is_reported_and_the_rest_is_found(
     monkeypatch.setattr(os, "scandir", refuse)
     assert found(tmp_path) == ["a.mp3"]
     assert walk(tmp_path, EXTENSIONS).unreadable == [f"{tmp_path}/closed: Permission denied"]
-
-
-def test_a_pipe_with_the_name_of_audio_is_left_out(tmp_path: Path) -> None:
-    fill(tmp_path, "a.mp3")
-    os.mkfifo(tmp_path / "pipe.mp3")
-    assert found(tmp_path) == ["a.mp3"]
 
 
 def test_a_name_that_is_not_utf8_is_stored_escaped_and_opened_as_it_is(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class World:
                 track_id=draft.track_id,
                 rev=draft.rev + 1,
                 title=(draft.row and draft.row.metadata.title) or PurePath(draft.file.path).stem,
+                duration=1.0,
                 feature_set=feature_set,
                 source=source,
                 copies=[File(path=file.path, size=file.size, mtime_ns=file.mtime_ns) for file in draft.copies],
