@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,6 +13,16 @@ import pytest
 import servers
 
 Run = Callable[[Path], AbstractContextManager[str]]
+
+
+def pytest_configure() -> None:
+    """Choose the seed of the tests that draw at random, unless it is given."""
+    os.environ.setdefault("MURMUR_SEED", str(random.randrange(10**6)))
+
+
+def pytest_report_header() -> str:
+    """Say the seed, and how to repeat what it gave."""
+    return f"seed of what is drawn at random: MURMUR_SEED={os.environ['MURMUR_SEED']}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
