@@ -29,7 +29,8 @@ from core.spark import is_local, java_version, open_spark
 from etl.engine import Engine
 from etl.memory import memory_budget
 from etl.messages import send
-from etl.pool import Crew, Task, Trouble, default_workers, open_crew
+from etl.pool import Crew, Task, default_workers, open_crew
+from etl.worker import Trouble
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -150,10 +151,10 @@ def _job(session: SparkSession, group: str, order: bytes, numbered: dict[int, Ta
     tasks = [replace(task, about=number) for number, task in numbered.items()]
     shares = [share for start in range(n_shares) if (share := tasks[start::n_shares])]
     frame = session.createDataFrame(pa.table({"share": [pickle.dumps(share) for share in shares]}))
-    return frame.mapInArrow(partial(work, order), RESULTS).collect()
+    return frame.mapInArrow(partial(work_through, order), RESULTS).collect()
 
 
-def work(order: bytes, batches: Batches) -> Batches:
+def work_through(order: bytes, batches: Batches) -> Batches:
     """Do the shares of a partition and tell how each task ended; runs on the executors.
 
     Tracks are sent from here, and every one is acknowledged before anything is told. A share that is tried again, since
