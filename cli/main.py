@@ -50,6 +50,8 @@ Clusters = Annotated[int | None, typer.Option(metavar="K", min=1, help="How many
 Engine = Annotated[Literal["spark", "sklearn"] | None, typer.Option(help="What fits [default: from the config].")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+_PRUNE = "Delete the tracks of which no file is left; an emptied folder keeps its tracks until it is removed itself."
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -113,7 +115,7 @@ def extract(
     context: typer.Context,
     audio_dir: AudioDir,
     metadata: Metadata = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Delete the tracks of which no file is left.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help=_PRUNE)] = False,
     engine: Annotated[Literal["local", "spark"], typer.Option(help="Where the files are read.")] = "local",
     as_json: Json = False,
 ) -> None:
@@ -225,6 +227,9 @@ def failures(context: typer.Context, as_json: Json = False) -> None:
     """List the files that could not be read."""
     if context.invoked_subcommand is None:
         list_failures(context, as_json)
+    elif as_json:
+        verb = context.invoked_subcommand
+        raise ConfigError(f"--json: write it behind the verb: `{_command(context)} failures {verb} --json`")
 
 
 @failures_app.command("list")
@@ -239,11 +244,14 @@ def show_failure(
     path: Annotated[str, typer.Argument(metavar="PATH", help="The file, or a part of its path.")],
     as_json: Json = False,
 ) -> None:
-    """Show one of them in full."""
+    """Show one of them in full, or all that match; as JSON a list."""
     from etl.failures import matching
 
-    for failure in matching(_failures(context), [path]):
-        show.facts(failure.model_dump(), as_json=as_json)
+    found = matching(_failures(context), [path])
+    if as_json:
+        show.failures(found, as_json=True)
+    else:
+        show.failures_in_full(found)
 
 
 @failures_app.command("retry")

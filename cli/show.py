@@ -34,7 +34,10 @@ PLAIN_SECONDS = 5.0
 def set_up_logging(verbose: int) -> None:
     """Send warnings to stderr, with `verbose` 1 a line per batch and job too, with 2 all."""
     level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(handlers=[_Stderr()], level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    handler = _Stderr()
+    if not verbose:
+        handler.addFilter(lambda record: record.name != "root")  # py4j's: the traceback of a call that Ctrl-C ended
+    logging.basicConfig(handlers=[handler], level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
     logging.captureWarnings(True)
     for noisy in ("py4j", "pymongo", "numba", "pyspark"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL if verbose < 2 else logging.INFO)
@@ -174,6 +177,14 @@ def failures(found: Iterable[Failure], *, as_json: bool) -> None:
     else:
         rows = [(one.path, one.stage, one.message, one.advice) for one in found]
         _table(("path", "stage", "reason", "what to do"), rows)
+
+
+def failures_in_full(found: Iterable[Failure]) -> None:
+    """Print everything that is known of failures, with an empty line between them."""
+    for number, failure in enumerate(found):
+        if number:
+            text("")
+        facts(failure.model_dump(), as_json=False)
 
 
 def retried(done: RetryReport, command: str, *, as_json: bool) -> None:

@@ -52,9 +52,16 @@ class Catalogue(Section):
 
 
 class Features(Section):
-    """What is computed of each track."""
+    """What is computed of each track; a single profile may be given as its bare name."""
 
-    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)] = ("default",)
+    profiles: tuple[Profile, ...] = ("default",)
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _some(cls, profiles: Any) -> Any:
+        if profiles in ([], ()):
+            raise ValueError("write [default]")
+        return (profiles,) if isinstance(profiles, str) else profiles
 
 
 class Clustering(Section):
@@ -130,8 +137,15 @@ class Config(Section):
     load: Load = Load()
     spark: Spark = Spark()
     workers: Annotated[int, Field(ge=1)] | None = None
-    memory: Annotated[ByteSize, Field(ge=2**29)] | None = None
+    memory: ByteSize | None = None
     max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    @field_validator("memory")
+    @classmethod
+    def _enough(cls, memory: ByteSize | None) -> ByteSize | None:
+        if memory is not None and memory < 2**29:
+            raise ValueError("write 512MiB or more")
+        return memory
 
     @property
     def feature_set(self) -> str:
@@ -203,12 +217,12 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_nearest(first['loc'])}"
-    return f"{key}: {_shown(first['input'])} is not valid: {first['msg']}"
+    return f"{key}: {_shown(first['input'])} is not valid: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
-        return {dict: "a mapping", list: "a list"}[type(value)]
+        return {dict: "a mapping", list: "a list" if value else "an empty list"}[type(value)]
     return repr(bare_url(value) if isinstance(value, str) and "://" in value else value)
 
 

@@ -1,5 +1,8 @@
 """The errors of Murmuration: four kinds, each one line that says what, where and what to do."""
 
+PLAY_AND_CONVERT = "play it to check; if it plays, convert it to WAV or FLAC"
+"""The advice on a file that a library gives up on, for whatever reason."""
+
 
 class MurmurError(Exception):
     """Any failure that Murmuration foresees; its text is one line for the user."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from core.config import Config
-from etl.pool import Task, Trouble, run_tasks
+from etl.pool import Task, run_tasks
+from etl.worker import Trouble
 
 T = TypeVar("T")
 A = TypeVar("A")

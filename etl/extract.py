@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.bus import Bus
 from core.config import Config
 from core.jobs import Progress, Report, Watch, ignore
-from core.records import File, Source, Track, next_rev
+from core.records import Failure
 from core.store import Store
 from etl.catalogue import Matches, match, read_catalogue
 from etl.engine import Engine, EngineName, open_engine
-from etl.folders import AudioFile, Walk, walk
+from etl.folders import AudioFile, Walk, is_gone, look, walk
 from etl.known import Known, read_known, with_features
 from etl.memory import memory_budget
 from etl.messages import create_topics
-from etl.metadata import Metadata, plain, read_tags
+from etl.metadata import plain
 from etl.outbox import Outbox
 from etl.plan import (
-    Draft,
     Plan,
     is_inside,
     is_lasting,
@@ -35,20 +34,25 @@ from etl.plan import (
     remembered_failures,
     remembered_rows,
 )
-from etl.pool import Task, Trouble, default_workers, fitting_workers
+from etl.pool import default_workers, fitting_workers
+from etl.work import (
+    Durations,
+    Work,
+    describe,
+    get_ready_to_describe,
+    get_ready_to_identify,
+    group_drafts,
+    identify,
+    task_to_describe,
+    task_to_identify,
+)
+from etl.worker import Trouble
 from features.memory import memory_needed
 
 if TYPE_CHECKING:
-    from features.extraction import Computed
     from features.identity import Probe
 
-Durations = Mapping[str, float | None]
-"""Seconds of audio, by the digest of its packets; None where they are not known."""
-
 log = logging.getLogger(__name__)
-
-SLOWEST_READ = 2_000_000
-"""Bytes per second at which a file is read at least; a disk that is slower seems to hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +82,6 @@ class ExtractReport(Report):
     repeated_rows: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a worker does at once: the tracks that need the same features."""
-
-    drafts: tuple[Draft, ...]
-    donor: Track | None
-    """Has the features; None: they are to be computed."""
-    config: Config
-
-
 def run(
     config: Config,
     audio_dir: Path,
@@ -103,10 +97,11 @@ def run(
 
     Reads the folder, the catalogue, and what is known: messages that are not loaded yet, and the store. Sends a `Track`
     for each recording that is new or has changed, a `Failure` for each file that cannot be read, and tombstones for
-    tracks whose files hold something else now and for failures that are mended. Features are computed only where no
-    track has the same audio. A file that failed is not tried again until its size, its time or the features change, or
-    `etl.failures.retry` asks for it; one that could not even be opened is tried each time, since a permission is no
-    change of the file. Run again it sends nothing; stopped anywhere, the next run goes on from there.
+    tracks whose files hold something else now and for failures that are mended or whose files are gone. Features are
+    computed only where no track has the same audio. A file that failed is not tried again until its size, its time or
+    the features change, or `etl.failures.retry` asks for it; one that could not even be opened is tried each time,
+    since a permission is no change of the file. Run again it sends nothing; stopped anywhere, the next run goes on from
+    there.
 
     Parameters
     ----------
@@ -123,7 +118,7 @@ def run(
         ``'local'``: files are read by processes of this machine; ``'spark'``: by the executors of a cluster, which send
         the tracks, too.
     store, bus
-        Where the job reads what is known; it writes to the bus.
+        Where the job reads what is known; it writes to the bus, and executors write to that of the config.
     progress : callable
         Told how many changed files were identified, then how many tracks were extracted.
 
@@ -159,58 +154,21 @@ def run(
         donors = with_features(
             known, {draft.donor for draft in todo.drafts if draft.donor}, names, store=store, bus=bus
         )
-        works = _works(todo.drafts, donors, durations, config)
+        works = group_drafts(todo.drafts, donors, durations, config)
         computed = _extract(works, todo, durations, config, opened, outbox, progress)
         deleted = _clear(todo, found, known, outbox)
         pruned = todo.gone if prune else []
         for track_id in pruned:
             outbox.delete(track_id, known.tracks[track_id].rev)
-    report = ExtractReport(
-        read=len(found.files),
-        unchanged=len(todo.unchanged),
-        failed=len(outbox.failed),
-        sent=outbox.sent,
+    report = replace(
+        _report(found, matches, todo, outbox, computed=computed, changed=changed),
         seconds=time.monotonic() - started,
-        tried=len({file.path for file in changed}.union(computed, outbox.failed) - outbox.failed_again),
-        computed=len(computed - outbox.failed - outbox.failed_again),
         known_failures=len(remembered) + len(outbox.failed_again),
-        copies=todo.copies,
         deleted=deleted,
-        gone=len(todo.gone),
         pruned=len(pruned),
-        unseen=len(todo.unseen),
-        unreadable=len(found.unreadable),
-        rows_without_file=len(matches.rows_without_file),
-        files_without_row=len(matches.files_without_row),
-        repeated_rows=len(matches.repeated),
     )
     log.info("%s: %s", found.root, report)
     return report
-
-
-def identify(path: str) -> Probe:
-    """Return what a file's packets and headers say; runs in a worker, so that nobody else has to read them."""
-    from features.identity import probe
-
-    return probe(Path(path))
-
-
-def describe(work: Work) -> list[Track]:
-    """Return the tracks of one piece of work, whole; runs in a worker."""
-    import features
-
-    sound = work.donor or features.compute(Path(work.drafts[0].file.real), work.config)
-    return [_track(draft, sound, work.config.feature_set) for draft in work.drafts]
-
-
-def _warm_up(config: Config) -> None:
-    import features
-
-    features.warm_up(config)
-
-
-def _import_identity() -> None:
-    import features.identity  # noqa: F401  # now, and not within the time limit of the first file
 
 
 def _identify(
@@ -218,12 +176,14 @@ def _identify(
 ) -> dict[str, Probe]:
     """Return what is found in files that are new or have changed, by path."""
     largest_first = sorted(files, key=lambda file: -file.size)
-    tasks = [Task(file, file.real, 10 + file.size / SLOWEST_READ) for file in largest_first]
+    tasks = list(map(task_to_identify, largest_first))
     probes = {}
     if tasks:
         progress(Progress("identify", 0, len(tasks)))
     workers = _workers(config, len(tasks))
-    with closing(engine.run_tasks(identify, tasks, workers=workers, stage="read", prepare=_import_identity)) as results:
+    with closing(
+        engine.run_tasks(identify, tasks, workers=workers, stage="read", prepare=get_ready_to_identify)
+    ) as results:
         for done, (file, result) in enumerate(results, 1):
             if isinstance(result, Trouble):
                 outbox.failure(file, result)
@@ -231,31 +191,6 @@ def _identify(
                 probes[file.path] = result
             progress(Progress("identify", done, len(files), len(outbox.failed) + len(outbox.failed_again)))
     return probes
-
-
-def _works(drafts: Sequence[Draft], donors: Iterator[Track], durations: Durations, config: Config) -> Iterator[Work]:
-    """Give each draft its donor; without one, drafts of the same audio go together, the longest first."""
-    waiting: dict[str | None, list[Draft]] = {}
-    for draft in drafts:
-        waiting.setdefault(draft.donor, []).append(draft)
-    for donor in donors:
-        yield Work(tuple(waiting.pop(donor.track_id)), donor, config)
-    without: dict[str, list[Draft]] = {}
-    for draft in chain.from_iterable(waiting.values()):
-        without.setdefault(draft.digest, []).append(draft)
-    for digest in sorted(without, key=lambda digest: -memory_needed(durations.get(digest), config)):
-        yield Work(tuple(without[digest]), None, config)
-
-
-def _task(work: Work, durations: Durations) -> Task[Work, Work]:
-    """Say what a piece of work takes: as long as slow disks and busy processors may need, more than that is a hang."""
-    file, audio = work.drafts[0].file, work.config.audio
-    seconds = 60 + file.size / SLOWEST_READ
-    if work.donor:
-        return Task(work, work, seconds)
-    duration = durations.get(work.drafts[0].digest)
-    analysed = audio.max_duration if duration is None else min(duration, audio.max_duration)
-    return Task(work, work, seconds + analysed / 4, memory_needed(duration, work.config))
 
 
 def _extract(
@@ -268,11 +203,11 @@ def _extract(
     progress: Watch,
 ) -> set[str]:
     """Send the tracks of every piece of work; return the files that were computed, or failed at it."""
-    tasks = (_task(work, durations) for work in works)
+    tasks = (task_to_describe(work, durations) for work in works)
     needs = [memory_needed(durations.get(draft.digest), config) for draft in todo.drafts if draft.donor is None]
     memory = memory_budget(config)
     workers = fitting_workers(_workers(config, len(todo.drafts)), memory, needs)
-    prepare = partial(_warm_up, config) if needs else None
+    prepare = partial(get_ready_to_describe, config) if needs else None
     computed: set[str] = set()
     damaged: list[str] = []
     done = 0
@@ -300,14 +235,19 @@ def _extract(
 
 def _clear(todo: Plan, found: Walk, known: Known, outbox: Outbox) -> int:
     """Send the end of failures that are mended and of tracks that were replaced; return how many of these."""
-    walked = {file.path for file in found.files}
-    failures = [failure.path for failure in known.failures.values() if is_inside(failure.path, found.root)]
-    for path in (*todo.unchanged, *(path for path in failures if path not in walked)):
+    for path in (*todo.unchanged, *_not_wanted(known.failures.values(), found)):
         outbox.mended(path)
     lost = [track for track in todo.lost if not track.paths <= outbox.failed | outbox.failed_again]
     for track in lost:
         outbox.delete(track.track_id, track.rev)
     return len(lost)
+
+
+def _not_wanted(failures: Iterable[Failure], found: Walk) -> list[str]:
+    """Return the files in the folder that failed and are gone now, or are no longer looked for."""
+    walked = {file.path for file in found.files}
+    missing = [failure.path for failure in failures if failure.path not in walked]
+    return [path for path in missing if is_inside(path, found.root) and (look(path) or is_gone(path))]
 
 
 def _blamed(work: Work, trouble: Trouble) -> tuple[AudioFile, ...]:
@@ -317,40 +257,30 @@ def _blamed(work: Work, trouble: Trouble) -> tuple[AudioFile, ...]:
     return tuple(chain.from_iterable(draft.files for draft in work.drafts))
 
 
-def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:
-    heard = sound.source if isinstance(sound, Track) else sound
-    known = (draft.row.metadata if draft.row else Metadata()).fill_gaps(read_tags(draft.file.real))
-    return Track(
-        track_id=draft.track_id,
-        rev=next_rev(draft.rev),
-        title=known.title or plain(PurePath(draft.file.path).stem),
-        artist=known.artist,
-        album=known.album,
-        genre=known.genre,
-        year=known.year,
-        extra=known.extra,
-        duration=sound.duration,
-        source=Source(
-            path=draft.file.path,
-            size=draft.file.size,
-            mtime_ns=draft.file.mtime_ns,
-            digest=draft.digest,
-            row_digest=draft.row.digest if draft.row else None,
-            codec=heard.codec,
-            sample_rate=heard.sample_rate,
-            channels=heard.channels,
-            decoder=heard.decoder,
-            librosa=heard.librosa,
-        ),
-        copies=[File(path=copy.path, size=copy.size, mtime_ns=copy.mtime_ns) for copy in draft.copies],
-        feature_set=feature_set,
-        features=sound.features,
-        flags=sound.flags,
-    )
-
-
 def _workers(config: Config, n_tasks: int) -> int:
     return max(1, min(config.workers or default_workers(), n_tasks))
+
+
+def _report(
+    found: Walk, matches: Matches, todo: Plan, outbox: Outbox, *, computed: set[str], changed: Iterable[AudioFile]
+) -> ExtractReport:
+    """Count what was found, planned and sent; `computed` and `changed` are the files that were opened."""
+    opened = {file.path for file in changed} | computed | outbox.failed
+    return ExtractReport(
+        read=len(found.files),
+        unchanged=len(todo.unchanged),
+        failed=len(outbox.failed),
+        sent=outbox.sent,
+        tried=len(opened - outbox.failed_again),
+        computed=len(computed - outbox.failed - outbox.failed_again),
+        copies=todo.copies,
+        gone=len(todo.gone),
+        unseen=len(todo.unseen),
+        unreadable=len(found.unreadable),
+        rows_without_file=len(matches.rows_without_file),
+        files_without_row=len(matches.files_without_row),
+        repeated_rows=len(matches.repeated),
+    )
 
 
 def _warn(found: Walk, matches: Matches) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,7 +12,7 @@ from core.bus import Bus
 from core.config import Config
 from core.errors import ConfigError
 from core.jobs import Report
-from core.names import Names
+from core.names import Names, path_text
 from core.records import Failure, next_rev
 from core.store import Store
 from etl.known import read_failures
@@ -32,13 +33,14 @@ def failures(config: Config, *, store: Store, bus: Bus) -> list[Failure]:
 
 
 def matching(found: Sequence[Failure], texts: Sequence[str]) -> list[Failure]:
-    """Return the failures of files whose path contains one of the texts.
+    """Return the failures of files whose path contains one of the texts; of a text that is a path, its absolute form.
 
     Raises
     ------
     ConfigError
         If a text is in no path.
     """
+    texts = [path_text(os.path.abspath(text)) if os.path.lexists(text) else text for text in texts]  # noqa: PTH100
     for text in texts:
         if not any(text in failure.path for failure in found):
             raise ConfigError(f"{text}: no failure of such a file; `murmur failures` lists them")
@@ -56,7 +58,7 @@ def retry(config: Config, texts: Sequence[str] = (), *, store: Store, bus: Bus) 
     config : Config
         Section `topics`.
     texts : sequence of str
-        Parts of paths; none: all failures.
+        Parts of paths, as `matching` takes them; none: all failures.
     store, bus
         Where the failures are read; they are sent to the bus.
 

@@ -10,14 +10,14 @@ from core.names import Names, path_digest, utc_now
 from core.records import Failure, Track, next_rev
 from etl.folders import AudioFile
 from etl.messages import send, send_tombstone
-from etl.pool import Trouble
+from etl.worker import Trouble
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 """How much finished work a killed run may lose."""
-TOLD_ANEW = {"rev", "attempts", "failed_at"}
-"""What of a `Failure` differs at each try."""
+TOLD_ANEW = {"rev", "attempts", "failed_at", "retry"}
+"""What of a `Failure` differs at each try, although nothing has changed."""
 
 
 class Outbox:
@@ -62,7 +62,7 @@ class Outbox:
         self._count()
 
     def failure(self, file: AudioFile, trouble: Trouble) -> None:
-        """Send a failure, unless the same is known of the same file."""
+        """Send a failure, unless the same is known of the same file and no retry was asked for."""
         key = path_digest(file.path)
         before = self._failures.get(key)
         failure = Failure(
@@ -79,12 +79,11 @@ class Outbox:
             mtime_ns=file.mtime_ns,
             feature_set=self._feature_set,
         )
-        if before and failure.model_copy(update=before.model_dump(include=TOLD_ANEW)) == before:
-            self.failed_again.add(file.path)
-            return
-        self.failed.add(file.path)
-        send(self._producer, self._names.failed, failure)
-        self._count()
+        again = before is not None and failure.model_copy(update=before.model_dump(include=TOLD_ANEW)) == before
+        (self.failed_again if again else self.failed).add(file.path)
+        if not again or (before and before.retry):
+            send(self._producer, self._names.failed, failure)
+            self._count()
 
     def mended(self, path: str) -> None:
         """Send the tombstone of a file's failure, if it had one."""

@@ -13,7 +13,7 @@ from etl.folders import AudioFile, Walk, is_gone, look
 from etl.known import KnownTrack
 
 if TYPE_CHECKING:
-    from etl.pool import Trouble
+    from etl.worker import Trouble
 
 Look = Callable[[str], AudioFile | None]
 

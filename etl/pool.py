@@ -6,36 +6,30 @@ the others notice nothing, and a new one takes its place.
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import math
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
-from multiprocessing import get_context, parent_process
+from itertools import islice
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from statistics import median_low
-from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import current_thread, main_thread
 from typing import Any, Generic, TypeVar
 
-from core.errors import AudioError, MurmurError
+from core.errors import PLAY_AND_CONVERT, MurmurError
+from etl.worker import TOO_LARGE, Trouble, kernel_cache, serve
 
 T = TypeVar("T")
 A = TypeVar("A")
 R = TypeVar("R")
 
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-"""A worker is one of many; numpy and numba read this when they are imported."""
 BASE = 400 << 20
 """Bytes of a worker beside its task: libraries, compiled functions, tables, and what is kept for the next task.
 
@@ -45,12 +39,11 @@ GROWTH = 192 << 20
 """Bytes by which a worker may have grown since it was ready; one that has grown by more, beyond `BASE`, is replaced."""
 START = 600.0
 """Seconds a worker may take until it is ready: the first compiles what the others load."""
+TICK = 0.2
+"""Seconds after which a wait looks whether there was a Ctrl-C."""
 
-_NO_WORKERS = "the worker processes do not stay alive; set `workers: 1` and run the same command again"
-_SUSPECT = "play it to check; if it plays, convert it to WAV or FLAC"
-_LARGE = "set `audio.max_duration` lower, `workers` lower, or `memory` higher"
-_SHORT = "if memory was short, set `workers` or `audio.max_duration` lower"
-_PR_SET_PDEATHSIG = 1
+_KILLED = "if memory was short, set `workers` or `audio.max_duration` lower; then `murmur failures retry`"
+_SLOW = "play it to check; if it plays and the disk was slow, `murmur failures retry`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +58,6 @@ class Task(Generic[T, A]):
     """After so long the worker is ended."""
     memory: int = 0
     """Bytes that it needs at most, beside what a worker always needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a task has no result. The next try gives the same, so there are no pids and times in it."""
-
-    stage: str
-    error: str
-    """Class of the error."""
-    message: str
-    advice: str
 
 
 Ended = tuple[Any, Any]
@@ -94,8 +76,9 @@ def run_tasks(
     """Do tasks in worker processes and yield the results as they come.
 
     A task is begun when all that are under way fit into the memory together; one that does not fit alone is a
-    `Trouble` and never begun. One whose worker dies is done once more, alone: then it is to blame. Interrupted, it
-    yields what is finished, and ends the workers at once.
+    `Trouble` and never begun. One whose worker dies is done once more, alone: then it is to blame. A Ctrl-C or SIGTERM,
+    where these raise KeyboardInterrupt, waits for the consumer of the results, which gets what is finished first; a
+    second one does not wait.
 
     Parameters
     ----------
@@ -132,9 +115,9 @@ def open_crew(
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[Crew[A, R]]:
     """Open what runs tasks, to run one lot after the other in the same workers; see `run_tasks`."""
-    with _kernel_cache() as cache:
-        serve = partial(_serve, function, prepare, stage, cache)
-        with closing(Crew[A, R](serve, workers, memory - workers * BASE, stage)) as crew:
+    with kernel_cache() as cache:
+        begin = partial(serve, function, prepare, stage, cache)
+        with closing(Crew[A, R](begin, workers, memory, stage)) as crew:
             yield crew
 
 
@@ -187,15 +170,17 @@ class Crew(Generic[A, R]):
         What a worker does.
     size : int
         Number of workers.
-    room : float
-        Bytes for the tasks that are under way.
+    memory : float
+        Bytes for all workers together.
     stage : str
         Names it in a `Trouble`.
     """
 
-    def __init__(self, serve: Callable[[Connection], None], size: int, room: float, stage: str) -> None:
+    def __init__(self, serve: Callable[[Connection], None], size: int, memory: float, stage: str) -> None:
+        self._serve, self._size, self._stage = serve, size, stage
+        self._room = memory - size * BASE
+        self._most = memory - BASE
         self._interrupted = False
-        self._serve, self._size, self._room, self._stage = serve, size, room, stage
         self._coming: Iterator[_Job] = iter(())
         self._todo: deque[_Job] = deque()
         self._workers: list[_Worker] = []
@@ -206,17 +191,20 @@ class Crew(Generic[A, R]):
         self._coming = map(_Job, tasks)
         self._todo.extend(islice(self._coming, 1))
         ended: list[Ended] = []
-        while True:
-            try:
-                ended += self._begin()  # before the results are dealt with: that may take its time
-            except KeyboardInterrupt:
-                self._interrupted = True
-            yield from ended
-            if self._interrupted:
+        try:
+            with self._interrupts_noted():
+                while not self._interrupted:
+                    ended += self._begin()  # before the results are dealt with: that may take its time
+                    yield from ended
+                    if not self._todo and not self._under_way:
+                        return
+                    ended = self._news()
+                yield from [*ended, *self._news()]
                 raise KeyboardInterrupt
-            if not self._todo and not self._under_way:
-                return
-            ended = self._news()
+        finally:
+            self._todo.clear()
+            for worker in [worker for worker in self._workers if worker.job]:
+                self._end(worker)
 
     def close(self) -> None:
         """End all workers, whatever they are at."""
@@ -225,6 +213,25 @@ class Crew(Generic[A, R]):
         while self._workers:
             self._end(self._workers[-1])
 
+    @contextmanager
+    def _interrupts_noted(self) -> Iterator[None]:
+        """Take note of signals that would raise KeyboardInterrupt, wherever that might be; a second one raises it."""
+
+        def note(*_: object) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        self._interrupted = False
+        noted = [number for number in (signal.SIGINT, signal.SIGTERM) if _interrupts(number)]
+        for number in noted:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number in noted:
+                signal.signal(number, signal.default_int_handler)
+
     @property
     def _under_way(self) -> list[_Job]:
         return [worker.job for worker in self._workers if worker.job]
@@ -232,7 +239,7 @@ class Crew(Generic[A, R]):
     def _begin(self) -> list[Ended]:
         """Begin tasks as far as workers and memory are free; return those that are too large ever to begin."""
         refused: list[Ended] = []
-        while self._todo and not self._interrupted:
+        while self._todo:
             task = self._todo[0].task
             if task.memory > self._room:
                 refused.append((task.about, self._too_large(task)))
@@ -246,10 +253,7 @@ class Crew(Generic[A, R]):
         """Wait until something happens; return the tasks that ended by it."""
         pipes = [worker.pipe for worker in self._workers]
         patience = min(worker.deadline for worker in self._workers) - time.monotonic()
-        try:
-            ready = wait(pipes, None if patience == math.inf else max(0.0, patience))
-        except KeyboardInterrupt:
-            self._interrupted, ready = True, wait(pipes, 0)
+        ready = wait(pipes, max(0.0, min(patience, TICK)))
         ended: list[Ended] = []
         for worker in [*self._workers]:
             if worker.pipe in ready:
@@ -262,8 +266,9 @@ class Crew(Generic[A, R]):
         """Give a job to a free worker if it fits beside the others; return whether it did."""
         while len(self._workers) < self._size:
             self._workers.append(_start(self._serve))
-        others = [other.task.memory for other in self._under_way]
-        if (others and job.again) or sum(others) + job.task.memory > self._room:
+        others = self._under_way
+        alone = job.again or any(other.again for other in others)
+        if (others and alone) or sum(other.task.memory for other in others) + job.task.memory > self._room:
             return False
         free = next((worker for worker in self._workers if worker.held is not None and not worker.job), None)
         if free:
@@ -288,7 +293,7 @@ class Crew(Generic[A, R]):
         """See how a worker died, and have its task done once more, or else blame it."""
         code = self._end(worker, patience=5.0)
         if not worker.job:
-            self._note_failed_start(worker)
+            self._note_failed_start(worker, _how(code))
         elif not worker.job.again:
             self._todo.appendleft(_Job(worker.job.task, again=True))
         else:
@@ -298,20 +303,22 @@ class Crew(Generic[A, R]):
     def _give_up(self, worker: _Worker) -> list[Ended]:
         self._end(worker)
         if not worker.job:
-            self._note_failed_start(worker)
+            self._note_failed_start(worker, f"not ready after {START:.0f} s")
             return []
         task = worker.job.task
-        return [(task.about, Trouble(self._stage, "TimeoutError", f"took longer than {task.seconds:.0f} s", _SUSPECT))]
+        return [(task.about, Trouble(self._stage, "TimeoutError", f"took longer than {task.seconds:.0f} s", _SLOW))]
 
     def _too_large(self, task: Task[Any, Any]) -> Trouble:
-        need, room = (f"{n_bytes / 2**20:,.0f} MiB" for n_bytes in (task.memory, self._room))
-        return Trouble(self._stage, "MemoryError", f"needs about {need} of memory where {room} are left for it", _LARGE)
+        need, room = (f"{n_bytes / 2**20:,.0f} MiB" for n_bytes in (task.memory, self._most))
+        return Trouble(
+            self._stage, "MemoryError", f"needs about {need} of memory where {room} are left for it", TOO_LARGE
+        )
 
-    def _note_failed_start(self, worker: _Worker) -> None:
+    def _note_failed_start(self, worker: _Worker, how: str) -> None:
         if worker.held is None:
             self._stillborn += 1
             if self._stillborn > self._size + 1:
-                raise MurmurError(_NO_WORKERS)
+                raise _no_workers(how)
 
     def _end(self, worker: _Worker, patience: float = 0.0) -> int:
         """End a worker that does not end by itself; return its exit code."""
@@ -331,94 +338,26 @@ def _start(serve: Callable[[Connection], None]) -> _Worker:
     try:
         process.start()
     except OSError as error:
-        raise MurmurError(_NO_WORKERS) from error
+        raise _no_workers(str(error)) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
     return _Worker(process, ours, time.monotonic() + START)
 
 
-def _serve(
-    function: Callable[[A], R], prepare: Callable[[], None] | None, stage: str, cache: str, pipe: Connection
-) -> None:
-    """Work until the pipe closes."""
-    _end_with_parent()
-    os.environ.update(ONE_THREAD)
-    os.environ.setdefault("NUMBA_CACHE_DIR", _own_folder(cache))
-    if prepare:
-        prepare()
-    pipe.send((None, _held()))
-    with suppress(EOFError):
-        while True:
-            result = _attempt(function, pipe.recv(), stage)
-            pipe.send((result, _held()))
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends, whatever it is at: on Linux even in code that holds the interpreter."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    Thread(target=_outlive_parent, daemon=True).start()
-
-
-def _outlive_parent() -> None:
-    if parent := parent_process():
-        parent.join()
-    os._exit(1)
-
-
-def _held() -> int:
-    """Return the bytes that this process does not share; 0 where the system does not tell."""
-    with suppress(OSError):
-        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
-        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def _own_folder(cache: str) -> str:
-    """Take a folder of the cache for as long as this process lives.
-
-    Where two processes compile into one folder at once, numba's index may name the wrong code, and every later process
-    that loads it crashes.
-    """
-    for number in count():
-        folder = Path(cache, str(number))
-        folder.mkdir(exist_ok=True)
-        lease = os.open(folder / "lease", os.O_WRONLY | os.O_CREAT)
-        with suppress(BlockingIOError):
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return str(folder)
-        os.close(lease)
-    raise AssertionError("unreachable")
-
-
-def _attempt(function: Callable[[A], R], argument: A, stage: str) -> R | Trouble:
-    try:
-        return function(argument)
-    except AudioError as error:
-        return Trouble(error.stage, type(error).__name__, str(error), error.advice)
-    except Exception as error:  # noqa: BLE001  # whatever a library raises over a strange file is that file's failure
-        message = " ".join(str(error).split()) or "no message"
-        return Trouble(stage, type(error).__name__, message, _SUSPECT)
-
-
 def _death(code: int, stage: str) -> Trouble:
-    how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
-    advice = _SHORT if code == -signal.SIGKILL else _SUSPECT
-    return Trouble(stage, "WorkerDied", f"its worker process died: {how}", advice)
+    advice = _KILLED if code == -signal.SIGKILL else PLAY_AND_CONVERT
+    return Trouble(stage, "WorkerDied", f"its worker process died: {_how(code)}", advice)
 
 
-@contextmanager
-def _kernel_cache() -> Iterator[str]:
-    """Give numba a folder to keep compiled functions in; it refuses to run where it finds none."""
-    try:
-        folder = Path.home() / ".cache" / "murmuration"
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except (OSError, RuntimeError):  # there is no home
-        writable = False
-    if writable:
-        yield str(folder)
-    else:
-        with TemporaryDirectory() as temporary:
-            yield temporary
+def _how(code: int) -> str:
+    return (signal.strsignal(-code) or f"signal {-code}") if code < 0 else f"exit code {code}"
+
+
+def _no_workers(how: str) -> MurmurError:
+    return MurmurError(f"the worker processes do not start: {how}; if memory is short, set `workers` lower")
+
+
+def _interrupts(number: int) -> bool:
+    """Return whether a signal raises KeyboardInterrupt here."""
+    return current_thread() is main_thread() and signal.getsignal(number) is signal.default_int_handler

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
+    from os import PathLike
 
     import pandas as pd
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["compute", "frame", "warm_up"]
 
 
-def compute(path: Path, config: Config | None = None) -> Computed:
+def compute(path: str | PathLike[str], config: Config | None = None) -> Computed:
     """Compute the features of one file; see `features.extraction.compute`."""
     from features import extraction
 

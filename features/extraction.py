@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,12 +48,12 @@ class Computed:
     """Version of librosa."""
 
 
-def compute(path: Path, config: Config | None = None) -> Computed:
+def compute(path: str | os.PathLike[str], config: Config | None = None) -> Computed:
     """Compute the features of one file.
 
     Parameters
     ----------
-    path : Path
+    path : str or path-like
         An audio file.
     config : Config, optional
         Its ``audio.sample_rate`` (Hz) is the analysis rate, of a file longer than its ``audio.max_duration`` (s) the
@@ -64,7 +65,7 @@ def compute(path: Path, config: Config | None = None) -> Computed:
         If the file cannot be read or decoded, as `features.audio.decode` says.
     """
     config = config or Config()
-    audio = decode(path, config.audio.sample_rate, max_duration=config.audio.max_duration)
+    audio = decode(Path(path), config.audio.sample_rate, max_duration=config.audio.max_duration)
     return Computed(
         features=describe(audio.samples, config.audio.sample_rate, blocks(config.features.profiles)),
         flags=flags(audio),

@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from core.errors import AudioError
+from core.errors import PLAY_AND_CONVERT, AudioError
 from features.mono import BLOCK, Audio, Mono, Samples
 
 SETTLE = 0.2
@@ -26,7 +26,6 @@ TAGS = 1 << 16
 """Bytes that may stand behind the last frame of a sound file."""
 _ESTIMATED = ("aac", "ac3", "dts", "eac3", "mp3")
 """FFmpeg's formats that need not hold their length: it estimates it from the bit rate."""
-_CONVERT = "play it to check; if it plays, convert it to WAV or FLAC"
 
 
 class MisledError(Exception):
@@ -209,4 +208,4 @@ def _packets(stream: Any, dropped: list[av.FFmpegError]) -> Iterator[Any]:
 
 
 def _undecodable(error: av.FFmpegError) -> AudioError:
-    return AudioError(f"holds no audio that can be decoded: {error.strerror}", advice=_CONVERT)
+    return AudioError(f"holds no audio that can be decoded: {error.strerror}", advice=PLAY_AND_CONVERT)

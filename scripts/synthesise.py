@@ -122,6 +122,6 @@ def synthesise(folder: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python scripts/synthesise.py FOLDER")
     synthesise(Path(sys.argv[1]))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cli.main import main
 from core.records import Track
-from etl import extract
-from etl.extract import Work
+from etl import extract, work
 from etl.pool import Task
+from etl.work import Work
 
 if TYPE_CHECKING:
     from features.identity import Probe
@@ -28,12 +28,12 @@ def identify(path: str) -> Probe:
     return IDENTIFY(path)
 
 
-def describe(work: Work) -> list[Track]:
-    path = work.drafts[0].file.real
+def describe(todo: Work) -> list[Track]:
+    path = todo.drafts[0].file.real
     misbehave("decoder", path)
     if "shrinks" in path:
         shrink_after_the_first_block(path)
-    return DESCRIBE(work)
+    return DESCRIBE(todo)
 
 
 def misbehave(who: str, path: str) -> None:
@@ -63,5 +63,5 @@ def task(about: Any, argument: Any, seconds: float, memory: int = 0) -> Task[Any
 
 
 if __name__ == "__main__":
-    extract.identify, extract.describe, extract.Task = identify, describe, task
+    extract.identify, extract.describe, work.Task = identify, describe, task
     main()

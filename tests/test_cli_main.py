@@ -259,7 +259,25 @@ def test_a_failure_is_listed_before_it_is_loaded_and_tried_again_by_the_command_
     assert murmur("failures", "retry", "words").out.splitlines()[-1].endswith(f"murmur extract '{music}'")
     (again,) = json.loads(murmur("failures", "retry", "--json").out)["next"]
     tried = murmur("-q", *shlex.split(again)[1:], "--json")
-    assert (tried.code, json.loads(tried.out)["tried"]) == (1, 1)
+    counts = json.loads(tried.out)
+    assert (tried.code, counts["failed"], counts["known_failures"], counts["sent"]) == (0, 0, 1, 1)
+
+
+def test_failures_are_shown_and_tried_again_by_a_relative_path_too_and_as_one_list_of_json(murmur: Murmur) -> None:
+    for name in ("music/noise.mp3", "more/music/noise.mp3"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("These are words. " * 1000)
+    assert murmur("-q", "extract", ".").code == 1
+    assert len(json.loads(murmur("failures", "show", "noise", "--json").out)) == 2
+    (one,) = json.loads(murmur("failures", "show", "./music/noise.mp3", "--json").out)
+    assert one["path"] == str(Path("music/noise.mp3").absolute())
+    assert [part.split()[0] for part in murmur("failures", "show", "noise").out.split("\n\n")] == ["rev", "rev"]
+    assert json.loads(murmur("failures", "retry", "./music/noise.mp3", "--json").out)["paths"] == [one["path"]]
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "retry"])
+def test_json_before_the_verb_of_failures_is_refused_with_the_command_that_is_meant(murmur: Murmur, verb: str) -> None:
+    says(murmur("failures", "--json", verb, *["x"] * (verb != "list")), 2, f"murmur failures {verb} --json")
 
 
 def test_extract_prunes_only_when_it_is_told_to(murmur: Murmur, tones: Path) -> None:

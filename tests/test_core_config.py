@@ -34,6 +34,10 @@ def test_a_store_and_a_bus_may_be_bare_urls() -> None:
     assert (config.store.url, config.bus.url) == ("mongodb://h/music", "kafka://h:9092")
 
 
+def test_a_profile_may_be_a_bare_name() -> None:
+    assert parse_config({"features": {"profiles": "fma"}}) == parse_config({"features": {"profiles": ["fma"]}})
+
+
 def test_topics_are_declared_with_the_configured_partitions_and_the_one_of_the_runs_with_one() -> None:
     topics = Topics(prefix="a.", partitions=3, replication=2)
     declared = {topic.name: topic for topic in (*topics.of_tracks(), *topics.of_clusters(["c01"]))}
@@ -63,6 +67,10 @@ def test_variables_are_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_failures": 2}, ["max_failures", "2", "less than or equal to 1"]),
         ({"spark": {"master": "$NO_SUCH_NAME"}}, ["NO_SUCH_NAME", "environment"]),
         ({"store": {"url": ["mongodb://u:secret@h"]}}, ["store.url"]),
+        ({"memory": 1000}, ["memory: 1000 is not valid: write 512MiB or more"]),
+        ({"memory": "511MiB"}, ["memory: '511MiB'", "512MiB"]),
+        ({"features": {"profiles": []}}, ["features.profiles: an empty list is not valid: write [default]"]),
+        ({"features": {"profiles": "fmq"}}, ["features.profiles", "'fmq'", "'fma'"]),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key_and_value(tree: dict[str, Any], words: list[str]) -> None:

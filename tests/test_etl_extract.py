@@ -17,7 +17,7 @@ from core.jobs import Progress
 from core.names import path_digest, path_text
 from core.records import Track
 from etl import extract
-from etl.extract import Work
+from etl.work import Work
 
 CSV = """\
 filename,title,genre,mood
@@ -302,6 +302,23 @@ def test_a_failure_of_a_deleted_file_is_over(extracted: Library) -> None:
     bad.unlink()
     assert extracted.extract().sent == 1
     assert extracted.failures_sent() == {path_digest(bad): None}
+
+
+def test_a_failure_stays_while_its_folder_is_unmounted_and_is_over_when_its_file_is_no_longer_looked_for(
+    extracted: Library,
+) -> None:
+    away, other = extracted.audio / "nas" / "bad.wav", extracted.audio / "bad.wma"
+    away.parent.mkdir()
+    away.touch()
+    other.touch()
+    assert extracted.extract().failed == 2
+    away.unlink()
+    assert extracted.extract().sent == 0
+    audio = CONFIG.audio.model_copy(update={"extensions": (".wav", ".ogg", ".flac", ".mp3")})
+    assert extracted.extract(CONFIG.model_copy(update={"audio": audio})).sent == 1
+    failures = extracted.failures_sent()
+    assert failures["bad.wav"]
+    assert failures[path_digest(other)] is None
 
 
 def test_a_track_stays_while_its_file_cannot_be_read(extracted: Library) -> None:

@@ -73,6 +73,14 @@ def test_failures_match_by_any_part_of_their_path() -> None:
         matching(found, ["one", "four"])
 
 
+def test_a_path_that_exists_is_meant_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = [failure("/elsewhere/one.mp3"), failure(f"{tmp_path}/one.mp3"), failure(f"{tmp_path}/two.mp3")]
+    assert matching(found, ["one.mp3"]) == found[:2]
+    Path("one.mp3").touch()
+    assert matching(found, ["one.mp3"]) == matching(found, ["../" + tmp_path.name + "/./one.mp3"]) == found[1:2]
+
+
 def test_a_retry_marks_failures_with_a_higher_rev_loaded_or_not_and_once(backends: tuple[Store, Bus]) -> None:
     store, bus = backends
     report = retry(CONFIG, ["a.mp3", "b.mp3"], store=store, bus=bus)

@@ -13,7 +13,7 @@ from core.names import Names
 from core.records import Failure
 from etl.folders import AudioFile
 from etl.outbox import Outbox
-from etl.pool import Trouble
+from etl.worker import Trouble
 
 NAMES = Names()
 FILE = AudioFile("/music/a.mp3", "/music/a.mp3", 10, 20)
@@ -27,14 +27,18 @@ def bus(tmp_path: Path) -> Iterator[Bus]:
         yield bus
 
 
-def fail(bus: Bus, *known: Failure, file: AudioFile = FILE, feature_set: str = "set 1") -> Failure | None:
-    """Report the failure of a file; return what was sent, None if it was known."""
-    outbox = Outbox(bus.producer(), NAMES, {failure.key: failure for failure in known}, feature_set)
-    outbox.failure(file, TROUBLE)
+def report(bus: Bus, *known: Failure) -> Outbox:
+    """Report the failure of the file."""
+    outbox = Outbox(bus.producer(), NAMES, {failure.key: failure for failure in known}, "set 1")
+    outbox.failure(FILE, TROUBLE)
     outbox.close()
-    assert outbox.failed ^ outbox.failed_again == {file.path}
-    if not outbox.failed:
-        assert outbox.sent == 0
+    assert outbox.failed ^ outbox.failed_again == {FILE.path}
+    return outbox
+
+
+def fail(bus: Bus, *known: Failure) -> Failure | None:
+    """Report the failure of the file; return what was sent, None if nothing was."""
+    if not report(bus, *known).sent:
         return None
     *_, message = read_to_end(bus, [NAMES.failed])
     return Failure.from_json(message.value or b"")
@@ -59,13 +63,24 @@ def test_the_same_failure_of_the_same_file_is_not_sent_again(bus: Bus) -> None:
     assert fail(bus, failure.model_copy(update={"rev": 5, "attempts": 3, "failed_at": "then"})) is None
 
 
+def test_what_is_known_of_a_file_is_known_after_a_retry_too_and_the_retry_is_over(bus: Bus) -> None:
+    failure = fail(bus)
+    assert failure
+    again = report(bus, failure.model_copy(update={"retry": True, "rev": failure.rev + 1}))
+    assert (again.failed_again, again.sent) == ({FILE.path}, 1)
+    *_, message = read_to_end(bus, [NAMES.failed])
+    sent = Failure.from_json(message.value or b"")
+    assert (sent.retry, sent.attempts, sent.rev > failure.rev + 1) == (False, 2, True)
+    other = report(bus, failure.model_copy(update={"retry": True, "message": "too short"}))
+    assert (other.failed, other.sent) == ({FILE.path}, 1)
+
+
 @pytest.mark.parametrize(
     "before",
     [
         {"size": 11},
         {"mtime_ns": 21},
         {"feature_set": "set 0"},
-        {"retry": True},
         {"message": "too short"},
         {"size": None, "mtime_ns": None, "feature_set": None},
     ],

@@ -16,9 +16,11 @@ import pytest
 
 import etl.pool
 from core.errors import AudioError, MurmurError
-from etl.pool import BASE, ONE_THREAD, Task, Trouble, fitting_workers, run_tasks
+from etl.pool import BASE, Task, fitting_workers, run_tasks
+from etl.worker import ONE_THREAD, Trouble
 
 MB = 10**6
+SLOW = "play it to check; if it plays and the disk was slow, `murmur failures retry`"
 CONVERT = "play it to check; if it plays, convert it to WAV or FLAC"
 
 
@@ -38,6 +40,8 @@ def misbehave(what: str) -> str:
             time.sleep(600)
         case "hang in native code":
             busy()
+        case "memory":
+            raise MemoryError
         case "audio":
             raise AudioError("the file is empty", stage="read", advice="copy it again")
         case "bug":
@@ -124,7 +128,7 @@ def test_what_kills_or_breaks_a_worker_is_blamed_on_its_task_and_the_others_go_o
     arguments = [argument for pair in zip(good, [*bad, "last"], strict=False) for argument in pair] + good[6:]
     results = list(run_tasks(misbehave, tasks(arguments), workers=2, stage="describe"))
     assert len(results) == len(arguments)
-    memory = "if memory was short, set `workers` or `audio.max_duration` lower"
+    memory = "if memory was short, set `workers` or `audio.max_duration` lower; then `murmur failures retry`"
     died = "its worker process died"
     assert dict(results) == {f"file of {name}": name for name in [*good, "last"]} | {
         "file of audio": Trouble("read", "AudioError", "the file is empty", "copy it again"),
@@ -142,12 +146,36 @@ def test_a_task_whose_worker_was_killed_by_chance_is_done_again(tmp_path: Path) 
     ]
 
 
+def test_a_task_whose_worker_died_is_done_again_beside_no_other(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    work = [Task(number, (str(log), number), 60.0) for number in range(6)]
+    assert len(list(run_tasks(log_and_die_once, work, workers=2, stage="read"))) == 6
+    lines = log.read_text().split()
+    again = len(lines) - 1 - lines[::-1].index("0")
+    assert lines[again + 1] == "-0"
+    begun = [line for line in lines[:again] if line != "0" and not line.startswith("-")]
+    assert sorted(lines[:again]) == sorted(["0", *begun, *(f"-{line}" for line in begun)])
+
+
+def log_and_die_once(place: tuple[str, int]) -> int:
+    """Write when a task begins and ends; the first time, that of 0 kills its worker."""
+    log, number = place
+    with open(log, "a") as file:  # noqa: PTH123
+        file.write(f"{number}\n")
+    if number == 0:
+        die_the_first_time(f"{log}.marker")
+    time.sleep(0.05)
+    with open(log, "a") as file:  # noqa: PTH123
+        file.write(f"-{number}\n")
+    return number
+
+
 @pytest.mark.parametrize("hang", ["hang", "hang in native code"])
 def test_a_task_that_never_ends_is_ended_and_blamed(hang: str) -> None:
     results = dict(run_tasks(misbehave, [*tasks([hang], 1.0), *tasks(["good"])], workers=1, stage="describe"))
     assert results == {
         "file of good": "good",
-        f"file of {hang}": Trouble("describe", "TimeoutError", "took longer than 1 s", CONVERT),
+        f"file of {hang}": Trouble("describe", "TimeoutError", "took longer than 1 s", SLOW),
     }
 
 
@@ -176,7 +204,7 @@ def test_a_worker_that_dies_while_it_starts_is_replaced(tmp_path: Path) -> None:
 
 
 def test_workers_that_cannot_start_are_one_error_and_no_file_is_blamed() -> None:
-    with pytest.raises(MurmurError, match="worker processes do not stay alive; set `workers: 1`"):
+    with pytest.raises(MurmurError, match="worker processes do not start: exit code 1; if memory is short"):
         list(run_tasks(misbehave, tasks(["good"]), workers=1, stage="read", prepare=die))
 
 
@@ -224,9 +252,23 @@ def test_a_task_that_does_not_fit_alone_is_refused_and_never_begun(tmp_path: Pat
         "describe",
         "MemoryError",
         "needs about 286 MiB of memory where 95 MiB are left for it",
-        "set `audio.max_duration` lower, `workers` lower, or `memory` higher",
+        "set `audio.max_duration` lower, or `memory` higher",
     )
     assert isinstance(results[101], Trouble)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_what_a_task_needs_too_much_of_is_said_alike_with_any_number_of_workers(workers: int) -> None:
+    refused = run_tasks(square, [Task(0, 1, 60.0, 4 * BASE)], workers=workers, stage="read", memory=3 * BASE)
+    assert [result.message for _, result in refused if isinstance(result, Trouble)] == [
+        "needs about 1,600 MiB of memory where 800 MiB are left for it"
+    ]
+
+
+def test_memory_that_runs_out_in_a_task_is_told_from_a_fault_of_its_file() -> None:
+    trouble = next(run_tasks(misbehave, tasks(["memory"]), workers=1, stage="describe"))[1]
+    assert isinstance(trouble, Trouble)
+    assert (trouble.error, trouble.advice) == ("MemoryError", "set `audio.max_duration` lower, or `memory` higher")
 
 
 @pytest.mark.parametrize(
@@ -355,6 +397,26 @@ def test_ctrl_c_ends_workers_at_once_that_are_busy_in_native_code(tmp_path: Path
         os.killpg(parent.pid, signal.SIGINT)
         assert parent.communicate(timeout=10) == ("interrupted\n", "")
         assert not any(map(is_alive, workers))
+
+
+def test_ctrl_c_while_a_result_is_dealt_with_loses_nothing_that_is_finished(tmp_path: Path) -> None:
+    work = [Task("", 1, 60.0), Task("", 2, 60.0), Task("", str(tmp_path), 600.0), Task("", str(tmp_path), 600.0)]
+    found = run_tasks(square_or_stay_busy, work, workers=2, stage="read")
+    results = [next(found)]
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)  # the other result is on its way
+    with pytest.raises(KeyboardInterrupt):
+        results.extend(found)
+    assert sorted(results) == [("", 1), ("", 4)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    with closing(run_tasks(square, [Task("", 1, 60.0)] * 9, workers=1, stage="read")) as found:
+        next(found)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ctrl_c_loses_nothing_that_is_finished(tmp_path: Path) -> None:

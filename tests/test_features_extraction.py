@@ -205,6 +205,11 @@ def test_a_bad_file_is_an_audio_error(tmp_path):
         features.compute(tmp_path / "a.mp3")
 
 
+def test_a_path_may_be_text(tmp_path):
+    path = write(tmp_path / "a.wav", music(1))
+    assert features.compute(str(path)) == features.compute(path)
+
+
 def test_the_default_config_is_used_without_one(tmp_path):
     path = write(tmp_path / "a.wav", music(1))
     assert features.compute(path) == features.compute(path, Config())

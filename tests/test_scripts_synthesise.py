@@ -68,3 +68,9 @@ def test_a_finished_library_is_left_as_it_is(library: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in library.iterdir()}
     synthesise(library)
     assert {path: path.stat().st_mtime_ns for path in library.iterdir()} == before
+
+
+def test_an_option_is_refused_with_the_usage_and_makes_no_folder(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "usage: python scripts/synthesise.py FOLDER\n")
+    assert list(tmp_path.iterdir()) == []
