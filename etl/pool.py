@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from statistics import median_low
@@ -332,6 +332,7 @@ class Crew(Generic[A, R]):
 
 def _start(serve: Callable[[Connection], None]) -> _Worker:
     context = get_context("spawn")
+    resource_tracker.ensure_running()  # it would be started below, and end the block
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs,), daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it: Ctrl-C is ours
