@@ -34,15 +34,54 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the URL of a Kafka broker: ``KAFKA_URL``, or one that is started here."""
-    yield from _server("kafka", servers.kafka, tmp_path_factory)
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the secured doors' certificate."""
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="session")
+def _brokers(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, servers.Door | None]]:
+    if url := os.environ.get("KAFKA_URL"):
+        yield url, None
+        return
+    _require("kafka")
+    door = servers.door(certificates)
+    with servers.kafka(tmp_path_factory.mktemp("kafka"), door) as url:
+        yield url, door
+
+
+@pytest.fixture(scope="session")
+def kafka_url(_brokers: tuple[str, servers.Door | None]) -> str:
+    """Return the URL of a Kafka broker: ``KAFKA_URL``, or one that is started here."""
+    return _brokers[0]
+
+
+@pytest.fixture(scope="session")
+def kafka_door(_brokers: tuple[str, servers.Door | None]) -> servers.Door:
+    """Return the same broker's port for SASL over TLS."""
+    if (door := _brokers[1]) is None:
+        pytest.skip("KAFKA_URL names a broker whose users are unknown")
+    return door
+
+
+@pytest.fixture(scope="session")
+def mongodb_door(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Door]:
+    """Yield a MongoDB-wire server that asks for a password, over TLS."""
+    _require("mongodb")
+    door = servers.door(certificates)
+    with servers.mongodb(tmp_path_factory.mktemp("mongodb"), door):
+        yield door
 
 
 @pytest.fixture(scope="session")
 def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the URL of a MongoDB, without a database: ``MONGODB_URL``, or a wire server that is started here."""
-    yield from _server("mongodb", servers.mongodb, tmp_path_factory)
+    if url := os.environ.get("MONGODB_URL"):
+        yield url
+        return
+    _require("mongodb")
+    with servers.mongodb(tmp_path_factory.mktemp("mongodb")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -57,15 +96,6 @@ def own_mongodb() -> Run:
     """Return what runs a MongoDB-wire server on a folder: for tests that let it go away."""
     _require("mongodb")
     return servers.mongodb
-
-
-def _server(name: str, run: Run, folders: pytest.TempPathFactory) -> Iterator[str]:
-    if url := os.environ.get(f"{name.upper()}_URL"):
-        yield url
-        return
-    _require(name)
-    with run(folders.mktemp(name)) as url:
-        yield url
 
 
 def _require(name: str) -> None:

@@ -15,7 +15,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 FOLDER = Path(__file__).parent
 JARS = FOLDER.parents[1] / ".servers"
@@ -26,8 +28,39 @@ STOP_TIMEOUT = 20.0
 """Seconds until a server that was asked to stop is killed."""
 
 
+USER, PASSWORD = "ada", "Lov3/ lace@1843"
+"""Who may come in by the secured doors."""
+
+
 class ServerError(Exception):
     """A server did not start."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """A port that asks for a password behind TLS."""
+
+    port: int
+    certificate: Path
+    """In PEM; it is its own authority."""
+    keystore: Path
+    """The certificate and its key, in PKCS #12."""
+
+    def url(self, scheme: str, password: str = PASSWORD) -> str:
+        """Return its URL, without options."""
+        return f"{scheme}://{USER}:{quote(password, safe='')}@127.0.0.1:{self.port}"
+
+
+def door(folder: Path) -> Door:
+    """Return a door at a free port, with the certificate in `folder`, which is made unless it is there."""
+    made = Door(_free_port(), folder / "certificate.pem", folder / "keystore.p12")
+    if not made.certificate.exists():
+        store = ["-keystore", str(made.keystore), "-storepass", PASSWORD, "-alias", "tests"]
+        extensions = ["-ext", "san=ip:127.0.0.1,dns:localhost", "-ext", "bc:critical=ca:true"]
+        keytool = [str(_java("keytool")), "-J-XX:TieredStopAtLevel=1"]
+        _run([*keytool, "-genkeypair", "-keyalg", "EC", "-dname", "CN=tests", "-validity", "2", *extensions, *store])
+        _run([*keytool, "-exportcert", "-rfc", "-file", str(made.certificate), *store])
+    return made
 
 
 def missing(name: str) -> str | None:
@@ -42,33 +75,56 @@ def missing(name: str) -> str | None:
 
 
 @contextmanager
-def kafka(folder: Path) -> Iterator[str]:
-    """Run a broker that keeps its log under `folder`; yield its URL."""
+def kafka(folder: Path, secured: Door | None = None) -> Iterator[str]:
+    """Run a broker that keeps its log under `folder`, with a secured door too if asked; yield the open one's URL."""
     port, controller = _free_port(), _free_port()
+    second = f",SASL_SSL://127.0.0.1:{secured.port}" if secured else ""
     properties = folder / "server.properties"
     properties.write_text(
         (FOLDER / "kafka" / "server.properties").read_text()
         + f"""
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{second}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{second}
 log.dirs={folder / "log"}
 """
+        + (_sasl(secured) if secured else "")
     )
     java = [*_jvm("kafka"), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
     cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
-    _run([*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id, "-c", str(properties)])
+    users = [f"{mechanism}=[name={USER},password={PASSWORD}]" for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
+    scram = [part for user in users for part in ("--add-scram", user)]
+    _run([*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id, "-c", str(properties), *scram])
     with _running([*java, "kafka.Kafka", str(properties)], port, folder / "kafka.out"):
         yield f"kafka://127.0.0.1:{port}"
 
 
 @contextmanager
-def mongodb(folder: Path) -> Iterator[str]:
-    """Run a MongoDB-wire server that keeps its file under `folder`; yield its URL, without a database."""
-    port = _free_port()
+def mongodb(folder: Path, secured: Door | None = None) -> Iterator[str]:
+    """Run a MongoDB-wire server that keeps its file under `folder`; yield its URL, without a database.
+
+    With a secured door there is no other.
+    """
+    port = secured.port if secured else _free_port()
     command = [*_jvm("mongodb"), str(FOLDER / "mongodb" / "WireServer.java"), str(port), str(folder / "mongodb.h2")]
+    if secured:
+        command += [str(secured.keystore), USER, PASSWORD]
     with _running(command, port, folder / "mongodb.out"):
         yield f"mongodb://127.0.0.1:{port}"
+
+
+def _sasl(secured: Door) -> str:
+    """Return the broker's properties of a secured door."""
+    modules = "org.apache.kafka.common.security"
+    return f"""
+ssl.keystore.type=PKCS12
+ssl.keystore.location={secured.keystore}
+ssl.keystore.password={PASSWORD}
+listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={modules}.scram.ScramLoginModule required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;
+"""
 
 
 def _java(program: str = "java") -> str | None:

@@ -1,4 +1,6 @@
-// A server that speaks MongoDB's wire protocol, on one file: java -cp 'jars/*' WireServer.java PORT FILE
+// A server that speaks MongoDB's wire protocol, on one file:
+//     java -cp 'jars/*' WireServer.java PORT FILE [KEYSTORE USER PASSWORD]
+// With a keystore (PKCS #12, of the same password) it speaks TLS, and lets nobody in but the user, by PLAIN.
 
 import de.bwaldvogel.mongo.MongoCollection;
 import de.bwaldvogel.mongo.MongoDatabase;
@@ -10,11 +12,22 @@ import de.bwaldvogel.mongo.backend.QueryResult;
 import de.bwaldvogel.mongo.backend.h2.H2Backend;
 import de.bwaldvogel.mongo.backend.h2.H2Collection;
 import de.bwaldvogel.mongo.backend.h2.H2Database;
+import de.bwaldvogel.mongo.bson.BinData;
 import de.bwaldvogel.mongo.bson.Document;
+import de.bwaldvogel.mongo.exception.MongoServerError;
 import de.bwaldvogel.mongo.wire.message.MongoMessage;
+import io.netty.channel.Channel;
+import java.io.File;
+import java.nio.charset.StandardCharsets;
+import java.security.KeyStore;
+import java.security.PrivateKey;
+import java.security.cert.X509Certificate;
+import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Set;
 import java.util.Spliterators;
+import java.util.WeakHashMap;
 import java.util.stream.Stream;
 import java.util.stream.StreamSupport;
 import org.h2.mvstore.Cursor;
@@ -60,6 +73,35 @@ class WireServer {
                         getMvStore().openMap("meta." + place),
                         cursorRegistry);
             }
+        }
+    }
+
+    /** The stock backend asks for no password; this one does what it is told only after the right one. */
+    private static class GuardedBackend extends DurableBackend {
+        private static final Set<String> OPEN = Set.of("hello", "ismaster", "isMaster");
+        private final Set<Channel> known = Collections.synchronizedSet(Collections.newSetFromMap(new WeakHashMap<>()));
+        private final byte[] credentials;
+
+        GuardedBackend(String file, String user, String password) {
+            super(file);
+            credentials = ("\0" + user + "\0" + password).getBytes(StandardCharsets.UTF_8);
+        }
+
+        @Override
+        public Document handleMessage(MongoMessage message) {
+            String command = message.getDocument().keySet().iterator().next();
+            if (command.equals("saslStart")) {
+                if (!Arrays.equals(((BinData) message.getDocument().get("payload")).getData(), credentials)) {
+                    throw new MongoServerError(18, "AuthenticationFailed", "Authentication failed.");
+                }
+                known.add(message.getChannel());
+                Document done = new Document("conversationId", 1).append("done", true);
+                return done.append("payload", new BinData(new byte[0])).append("ok", 1.0);
+            }
+            if (!OPEN.contains(command) && !known.contains(message.getChannel())) {
+                throw new MongoServerError(13, "Unauthorized", "command " + command + " requires authentication");
+            }
+            return super.handleMessage(message);
         }
     }
 
@@ -112,8 +154,18 @@ class WireServer {
         }
     }
 
-    public static void main(String[] arguments) {
-        MongoServer server = new MongoServer(new DurableBackend(arguments[1]).version(new Version()));
+    public static void main(String[] arguments) throws Exception {
+        boolean guarded = arguments.length > 2;
+        DurableBackend backend = guarded
+                ? new GuardedBackend(arguments[1], arguments[3], arguments[4])
+                : new DurableBackend(arguments[1]);
+        MongoServer server = new MongoServer(backend.version(new Version()));
+        if (guarded) {
+            KeyStore keys = KeyStore.getInstance(new File(arguments[2]), arguments[4].toCharArray());
+            String alias = keys.aliases().nextElement();
+            PrivateKey key = (PrivateKey) keys.getKey(alias, arguments[4].toCharArray());
+            server.enableSsl(key, null, (X509Certificate) keys.getCertificate(alias));
+        }
         server.bind("127.0.0.1", Integer.parseInt(arguments[0]));
         Runtime.getRuntime().addShutdownHook(new Thread(server::shutdownNow));
     }
