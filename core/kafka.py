@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +16,12 @@ from kafka.protocol.consumer import IsolationLevel
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from core.bus import Headers, Message, Offsets, Topic, TopicPartition
-from core.errors import BackendError, ConfigError, FencedError
+from core.errors import BackendError, FencedError
+from core.kafka_connection import backend_error, driver_settings
 from core.names import bare_url
 
-TIMEOUT = 5.0
-"""Seconds until a server that does not answer is given up."""
+TIMEOUT = 4.5
+"""Seconds until a server that does not answer is given up: a first connection has 5."""
 COMMIT_TIMEOUT_MS = 30_000
 SESSION_TIMEOUT_MS = 10_000
 """Until a group goes on without a consumer that died."""
@@ -46,14 +44,6 @@ REQUEST_BYTES = 50 * 1024 * 1024
 """Half of what a broker accepts."""
 SLICE = 0.1
 """Seconds after which a reader that is behind looks whether it is at the end: what is aborted is never returned."""
-RECENT = 30.0
-"""Seconds for which a failed connection explains what fails next."""
-NO_ANSWER = (
-    errors.KafkaConnectionError,
-    errors.KafkaTimeoutError,
-    errors.NodeNotReadyError,
-    errors.RequestTimedOutError,
-)
 
 T = TypeVar("T")
 
@@ -71,24 +61,26 @@ class KafkaBus:
     Parameters
     ----------
     url : str
-        ``kafka://host:9092,host2:9092``.
+        As `core.kafka_connection.driver_settings` takes it.
 
     Raises
     ------
     ConfigError
-        If the URL holds anything but hosts and ports.
+        If the URL is malformed or has an unknown option.
     BackendError
-        If there is nobody there within 5 s.
+        Within 5 s, if there is nobody there, the certificate is not trusted, or user and password are refused.
     """
 
     def __init__(self, url: str) -> None:
         self.url = bare_url(url)
-        self._servers = _servers(url)
+        self._settings = driver_settings(url)
         self.opened: set[Producer | Consumer] = set()
         """What `close` has to close."""
         self._wanted: set[str] = set()
+        self._begun, self._opening = time.time(), True
         with self.translated():
             self._admin = kafka.KafkaAdminClient(**self._connection)
+        self._opening = False
 
     def create_topics(self, topics: Iterable[Topic]) -> None:
         """Create those that do not exist yet."""
@@ -202,12 +194,12 @@ class KafkaBus:
         try:
             yield
         except errors.KafkaError as error:
-            raise _backend_error(self.url, error) from error
+            raise backend_error(self.url, error, self._begun, opening=self._opening) from error
 
     @property
     def _connection(self) -> dict[str, Any]:
         return {
-            "bootstrap_servers": self._servers,
+            **self._settings,
             "bootstrap_timeout_ms": int(TIMEOUT * 1000),
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
             "reconnect_backoff_max_ms": 1000,
@@ -471,39 +463,6 @@ class _Joined(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the dri
         """Do nothing: what was read and not committed is delivered again."""
 
 
-class _DriverLog(logging.Handler):
-    """Keep the driver's log away from the user's terminal, and remember why a connection failed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._cause, self._time = "", 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
-        logging.getLogger(__name__).debug("%s: %s", record.name, text)
-        if found := re.search(r"onnection (?:to \S+ )?(?:failed|lost): (.+)", text):
-            cause = found[1].partition(" (backoff")[0].removeprefix("KafkaConnectionError: ")
-            self._cause = re.sub(r"^(\d+) E[A-Z]+$", lambda number: os.strerror(int(number[1])), cause)
-            self._time = record.created
-
-    def cause(self) -> str:
-        """Return why a connection has just failed: the driver's exceptions do not say."""
-        return self._cause if time.time() - self._time < RECENT else ""
-
-
-_driver_log = _DriverLog()
-logging.getLogger("kafka").setLevel(logging.WARNING)
-logging.getLogger("kafka").addHandler(_driver_log)
-logging.getLogger("kafka").propagate = False
-
-
-def _servers(url: str) -> list[str]:
-    servers = url.removeprefix("kafka://").rstrip("/").split(",")
-    if not all(re.fullmatch(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+", server) for server in servers):
-        raise ConfigError(f"bus.url: {bare_url(url)!r} may hold host:port,… and nothing else; write kafka://host:9092")
-    return servers
-
-
 def _configs(topic: Topic, limit: int) -> dict[str, str]:
     """Return the settings of a new topic: one that is not compacted holds dead letters."""
     if topic.cleanup == "compact":
@@ -529,11 +488,3 @@ def _message(record: Any) -> Message:
 
 def _missing_topic(url: str, topic: str) -> BackendError:
     return BackendError(f"{url}: there is no topic {topic}; `murmur extract` and `murmur publish` create theirs")
-
-
-def _backend_error(url: str, error: errors.KafkaError) -> BackendError:
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, NO_ANSWER):
-        cause = _driver_log.cause() or text
-        return BackendError(f"{url}: no connection: {cause}; start Kafka there, or correct bus.url", retriable=True)
-    return BackendError(f"{url}: Kafka refuses: {text}", retriable=bool(error.retriable))

@@ -111,9 +111,15 @@ def path_digest(path: str | os.PathLike[str]) -> str:
 
 
 def bare_url(url: str) -> str:
-    """Return a URL without user info and options: what may be printed."""
-    scheme, _, rest = url.partition("://")
-    return url if scheme in ("sqlite", url) else f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    """Return a URL without user info and options: what may be printed.
+
+    Where an ``@`` behind the first ``?`` leaves open whether a password goes on there, only the scheme is left.
+    """
+    scheme, rest = re.fullmatch(r"([\w+.-]+://|)(.*)", url, re.DOTALL).groups()  # type: ignore[union-attr]  # matches all
+    place, _, options = rest.partition("?")
+    if scheme == "sqlite://":
+        return url
+    return f"{scheme}…" if "@" in options else f"{scheme}{place.rpartition('@')[2]}"
 
 
 def sqlite_path(url: str) -> Path:

@@ -39,8 +39,12 @@ def test_only_bytes_that_are_not_utf8_are_escaped() -> None:
     [
         ("mongodb://u:p@h:27017/music?authSource=admin", "mongodb://h:27017/music"),
         ("mongodb://u:p/w@d@h/music", "mongodb://h/music"),
-        ("kafka://u:p@h:1,g:2?security_protocol=SASL_SSL", "kafka://h:1,g:2"),
-        ("sqlite:////data/a.db", "sqlite:////data/a.db"),
+        ("kafka://u:p@h:1,g:2?security.protocol=SASL_SSL", "kafka://h:1,g:2"),
+        ("mongodb://u:p?w@h/music", "mongodb://…"),
+        ("mongodb://h/music?tlsCertificateKeyFilePassword=p@w", "mongodb://…"),
+        ("mongodb:/u:p@h/music", "h/music"),
+        ("u:p://@h", "h"),
+        ("sqlite:////data/a@b?.db", "sqlite:////data/a@b?.db"),
         ("music", "music"),
     ],
 )
