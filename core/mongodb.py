@@ -11,15 +11,15 @@ import pymongo
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import errors
-from pymongo.uri_parser import parse_uri
+from pymongo.uri_parser import parse_uri, split_options
 
 from core.errors import BackendError, ConfigError
 from core.names import bare_url
 from core.records import Record
 from core.store import Document, R, Upserted
 
-TIMEOUT_MS = 5000
-"""Until a first connection has failed."""
+TIMEOUT_MS = 4500
+"""Until a server is given up: a first connection has 5 s."""
 WRITE_TIMEOUT_MS = 30_000
 """Until a write that no majority has acknowledged has failed."""
 PAGE = 100
@@ -50,16 +50,15 @@ class MongoStore:
     Raises
     ------
     ConfigError
-        If the URL is malformed or names no database.
+        If the URL is malformed, has an unknown option or names no database.
     BackendError
-        If there is nobody there within 5 s, or the server refuses the user or shows no trusted certificate.
+        Within 5 s, if there is nobody there, the certificate is not trusted, or user and password are refused.
     """
 
     def __init__(self, url: str) -> None:
         self.url = bare_url(url)
+        name = _database(url)
         try:
-            if (name := parse_uri(url)["database"]) is None:
-                raise errors.InvalidURI("no database")
             # Every write here may be repeated, and a server that is no replica set refuses the driver's own repetition.
             self._client: pymongo.MongoClient[Document] = pymongo.MongoClient(
                 url,
@@ -72,7 +71,7 @@ class MongoStore:
                 appname="murmuration",
             )
         except (errors.PyMongoError, ValueError, OSError) as error:
-            raise _bad_url(self.url) from error
+            raise _bad_url(url, f"an option cannot be used: {_line(error)}") from error
         self._database = self._client[name]
         try:
             with self._translated():
@@ -199,26 +198,53 @@ class MongoStore:
         try:
             yield
         except errors.ConnectionFailure as error:
-            raise BackendError(f"{self.url}: {self._cause(error)}", retriable=True) from error
+            raise self._no_connection(error) from error
         except errors.OperationFailure as error:
             raise BackendError(f"{self.url}: {_refusal(error)}") from error
         except (errors.PyMongoError, BSONError, UnicodeEncodeError, OverflowError) as error:
             raise BackendError(f"{self.url}: MongoDB cannot do this: {_line(error)}") from error
 
-    def _cause(self, error: errors.ConnectionFailure) -> str:
+    def _no_connection(self, error: errors.ConnectionFailure) -> BackendError:
         """Return what went wrong with the connection, and what to do: the driver's own text is a page long."""
         servers = self._client.topology_description.server_descriptions().values()
         cause = _line(next((server.error for server in servers if server.error), error)).partition(" (configured")[0]
-        if "SSL" in cause or "certificate" in cause:
-            return f"no trusted connection: {cause}; name the authority's certificate with ?tlsCAFile=… in store.url"
-        return f"no connection: {cause}; start MongoDB there, or correct store.url"
+        if "certificate verify failed" in cause:
+            advice = "name the authority's certificate with ?tlsCAFile=… in store.url"
+            return BackendError(f"{self.url}: no trusted connection: {cause}; {advice}")
+        advice = "start MongoDB there, or correct store.url"
+        if "SSL" in cause or cause.endswith("connection closed"):
+            advice += ": one side may speak TLS (?tls=true) and the other not"
+        return BackendError(f"{self.url}: no connection: {cause}; {advice}", retriable=True)
 
 
-def _bad_url(url: str) -> ConfigError:
-    """Say what would be right; the driver's own text may quote a part of the password."""
+def _database(url: str) -> str:
+    """Return the database that a URL names; raise if a part is malformed, or an option unknown or wrong.
+
+    The driver would only warn of a mistyped option, and connect without TLS. Of all but the options its own text is not
+    shown: it may quote a part of the password.
+    """
+    query = url.partition("?")[2]
+    if "@" in query:
+        raise _bad_url(url, "an @ behind a ? leaves open where the password ends")
+    try:
+        if query:
+            split_options(query)
+    except (errors.PyMongoError, ValueError, TypeError, OSError) as error:
+        raise _bad_url(url, _line(error).removesuffix(" Refer to docstring.")) from error
+    try:
+        name: str | None = parse_uri(url, connect_timeout=TIMEOUT_MS / 1000)["database"]
+    except (errors.PyMongoError, ValueError):
+        name = None
+    if name is None:
+        unknown = ", or the cluster's name is unknown" if url.startswith("mongodb+srv:") else ""
+        raise _bad_url(url, f"no MongoDB URL with a database{unknown}")
+    return name
+
+
+def _bad_url(url: str, problem: str) -> ConfigError:
     return ConfigError(
-        f"store.url: {url!r} is no MongoDB URL with a database, or an option of it is wrong; "
-        "write mongodb://host:27017/music, and special characters of a password as %XX"
+        f"store.url: {bare_url(url)!r}: {problem}; write mongodb://host:27017/music or "
+        "mongodb://user:password@host:27017/music?tls=true, and special characters of a password as %XX"
     )
 
 

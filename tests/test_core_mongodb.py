@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import socket
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import mongomock
 import pymongo
 import pytest
 from conftest import Run
 from pymongo import errors
+from servers import PASSWORD, Door
 from test_core_store import keys, mocked_mongodb, title, track
 
 from core.errors import BackendError, ConfigError
@@ -206,9 +208,39 @@ def test_nobody_there_is_one_line_with_the_place_the_cause_and_no_password() -> 
 
 @pytest.mark.servers
 @pytest.mark.usefixtures("_impatient")
-def test_a_connection_that_is_not_trusted_says_how_to_trust_it(url: str) -> None:
-    with pytest.raises(BackendError, match=r"no trusted connection.*tlsCAFile"):
-        open_store(f"{url}?tls=true")
+def test_tls_on_one_side_only_is_called_so(url: str, mongodb_door: Door) -> None:
+    for place in (f"{url}?tls=true", f"mongodb://127.0.0.1:{mongodb_door.port}/music"):
+        with pytest.raises(BackendError, match=r"no connection: .* one side may speak TLS"):
+            open_store(place)
+
+
+def options(door: Door) -> str:
+    return f"authMechanism=PLAIN&authSource=%24external&tls=true&tlsCAFile={door.certificate}"
+
+
+@pytest.mark.servers
+def test_records_are_written_and_read_with_a_password_over_tls(mongodb_door: Door) -> None:
+    with closing(open_store(f"{mongodb_door.url('mongodb')}/{uuid.uuid4().hex}?{options(mongodb_door)}")) as store:
+        store.upsert([track("a", title="T")])
+        assert keys(store) == ["a"]
+        assert store.url.startswith(f"mongodb://127.0.0.1:{mongodb_door.port}/")
+
+
+@pytest.mark.servers
+@pytest.mark.usefixtures("_impatient")
+def test_wrong_password_untrusted_certificate_and_missing_password_are_told_apart(mongodb_door: Door) -> None:
+    right, wrong = mongodb_door.url("mongodb"), mongodb_door.url("mongodb", "guessed")
+    nobody = f"mongodb://127.0.0.1:{mongodb_door.port}"
+    for url, said in {
+        f"{wrong}/music?{options(mongodb_door)}": "wrong user or password in store.url",
+        f"{right}/music?tls=true": r"no trusted connection: .*self-signed certificate.*tlsCAFile",
+        f"{nobody}/music?tls=true&tlsCAFile={mongodb_door.certificate}": "not allowed: .*give store.url a user",
+    }.items():
+        with pytest.raises(BackendError, match=said) as caught:
+            open_store(url)
+        assert not caught.value.retriable
+        assert "\n" not in str(caught.value)
+        assert not [secret for secret in (PASSWORD, quote(PASSWORD, safe=""), "guessed") if secret in str(caught.value)]
 
 
 @pytest.mark.parametrize(
@@ -257,12 +289,30 @@ def test_a_server_that_goes_away_is_an_error_that_may_be_tried_again(own_mongodb
         "mongodb://127.0.0.1:port/music",
         "mongodb://",
         "mongodb://127.0.0.1:27017/a b",
+        "mongodb://ada:se?cret@127.0.0.1:27017/music",
+        "mongodb://ada:se?w=cret@127.0.0.1:27017/music",
+        "ada:secret@127.0.0.1:27017/music",
     ],
 )
 def test_a_url_that_cannot_be_used_is_answered_with_one_that_can(url: str) -> None:
     with pytest.raises(ConfigError, match=r"mongodb://host:27017/music") as caught:
         open_store(url)
-    assert "cret" not in str(caught.value)
+    assert "cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("tsl=true", "Unknown option: tsl. Did you mean one of .*tls"),
+        ("tls=yes", "The value of tls must be 'true' or 'false'"),
+        ("tls=true&tlsCAFile=/none.pem", ".*No such file or directory: '/none.pem'"),
+        (f"tls=true&tlsCAFile={__file__}", "an option cannot be used: .*certificate"),
+        ("authMechanism=GUESS", "authmechanism must be in"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_an_error_and_not_a_connection_without_it(option: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"store.url: 'mongodb://127.0.0.1:27017/music': {said}"):
+        open_store(f"mongodb://ada:secret@127.0.0.1:27017/music?{option}")
 
 
 @pytest.mark.servers
