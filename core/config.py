@@ -24,7 +24,7 @@ Profile = Literal["default", "fma", "tempo"]
 class Section(BaseModel):
     """A part of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Audio(Section):
@@ -103,7 +103,7 @@ class Topics(Section):
 class Location(Section):
     """Where a store or a bus is; may be given as the bare URL."""
 
-    url: str = "sqlite:///murmur.db"
+    url: str = Field(default="sqlite:///murmur.db", repr=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -177,6 +177,10 @@ def load_config(path: Path | None = None) -> Config:
         tree = yaml.safe_load(file.read_text("utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}; name an existing file with --config") from error
+    except yaml.MarkedYAMLError as error:  # without its text, which quotes the line: a password may stand there
+        at = error.problem_mark
+        place = f"{file}, line {at.line + 1}, column {at.column + 1}" if at else str(file)
+        raise ConfigError(f"{place}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -208,7 +212,9 @@ def _expand(tree: Any, where: str) -> Any:
 def _variable(name: re.Match[str], where: str) -> str:
     value = os.environ.get(variable := name[1] or name[2])
     if value is None:
-        raise ConfigError(f"{where}: the environment has no variable {variable}; set it, or write its value")
+        raise ConfigError(
+            f"{where}: the environment has no variable {variable}; set it, or write its value (in a URL %24 is a $)"
+        )
     return value
 
 
@@ -223,7 +229,7 @@ def _explain(error: ValidationError) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return {dict: "a mapping", list: "a list" if value else "an empty list"}[type(value)]
-    return repr(bare_url(value) if isinstance(value, str) and "://" in value else value)
+    return repr(bare_url(value) if isinstance(value, str) and re.search("://|@", value) else value)
 
 
 def _nearest(place: tuple[int | str, ...]) -> str:

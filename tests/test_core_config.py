@@ -1,5 +1,6 @@
 """The configuration: its file, its defaults, and what it says of a mistake."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,28 @@ def test_a_mistake_is_one_line_with_its_key_and_value(tree: dict[str, Any], word
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_a_password_is_not_printed() -> None:
-    for tree in ({"store": {"url": ["mongodb://u:secret@h"]}}, {"stor": "mongodb://u:secret@h"}):
-        with pytest.raises(ConfigError) as caught:
-            parse_config(tree)
-        assert "secret" not in str(caught.value)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "store: {url: ['mongodb://u:secret@h']}",
+        "stor: mongodb://u:secret@h",
+        "workers: u:secret@h",
+        "store: mongodb://u:secret@h/music: x",
+        "store: 'mongodb://u:secret@h",
+    ],
+)
+def test_a_password_is_printed_neither_by_an_error_nor_by_its_traceback(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "config.yaml")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert "secret" not in repr(parse_config({"store": "mongodb://u:secret@h"}))
+
+
+def test_a_line_that_is_no_yaml_is_named_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("workers: 2\nstore: a: b\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml, line 2, column 9: not YAML: mapping values"):
+        load_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", "\t: x", b"a: \xff"])
