@@ -62,7 +62,10 @@ class Producer(Protocol):
         """Hand over a message; messages of one key keep their order."""
 
     def flush(self) -> None:
-        """Return once every message sent so far is acknowledged and durable; raise if one is not."""
+        """Return once every message sent so far is acknowledged and durable.
+
+        Raise if one is not: then those sent since the last flush are the caller's to send again.
+        """
 
     def transaction(self) -> AbstractContextManager[None]:
         """All that is sent inside becomes readable as a whole at its end, or never if it raises.
@@ -97,7 +100,7 @@ class Bus(Protocol):
     """Without user info and options: safe to print."""
 
     def create_topics(self, topics: Iterable[Topic]) -> None:
-        """Create those that do not exist yet."""
+        """Create those that do not exist yet; on Kafka raise if one that exists is not as declared."""
 
     def topics(self) -> list[str]:
         """Return the names of the existing topics, sorted."""
@@ -130,16 +133,17 @@ def open_bus(url: str, *, create: bool = True) -> Bus:
     Parameters
     ----------
     url : str
-        ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``kafka://host:9092,host2:9092``.
+        ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``kafka://host:9092,host2:9092`` or
+        ``kafka://user:password@host:9093?option=value&…``, with the options of `core.kafka_connection.OPTIONS`.
     create : bool
         Whether a SQLite file that is missing may be made; a command that only reads passes False.
 
     Raises
     ------
     ConfigError
-        If the URL is of no known kind, or the file is missing and may not be made.
+        If the URL is of no known kind, malformed, or the file is missing and may not be made.
     BackendError
-        If there is nobody there, within 5 s.
+        Within 5 s, if there is nobody there, the certificate is not trusted, or user and password are refused.
     """
     scheme = url.partition("://")[0]
     if scheme == "sqlite":

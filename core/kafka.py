@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,8 @@ SLICE = 0.1
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 class Limits(NamedTuple):
     """What a topic takes."""
@@ -83,11 +86,10 @@ class KafkaBus:
         self._opening = False
 
     def create_topics(self, topics: Iterable[Topic]) -> None:
-        """Create those that do not exist yet."""
+        """Create those that do not exist yet; raise if the settings of one that exists are others."""
         wanted = {topic.name: topic for topic in topics}
         self._wanted |= wanted.keys()
-        for name in wanted.keys() & set(self.topics()):
-            del wanted[name]
+        self._verify([(wanted.pop(name), found) for name, found in self._describe(wanted).items()])
         if not wanted:
             return
         limit = self._broker_limit() if any(topic.cleanup == "delete" for topic in wanted.values()) else 0
@@ -155,32 +157,25 @@ class KafkaBus:
         The driver's producers and consumers would wait for a missing one, or let the broker create it:
         version 3.0 takes ``allow_auto_create_topics`` and does nothing with it.
         """
-        names = list(topics)
-        if not names:
-            return []
-        with self.translated():
-            described = self._ask(self._admin.describe_topics, names)
-        if missing := sorted({*names} - {topic["name"] for topic in described if not topic["error_code"]}):
+        names = set(topics)
+        described = self._describe(names)
+        if missing := sorted(names - described.keys()):
             raise _missing_topic(self.url, missing[0])
         return [
-            TopicPartition(topic["name"], partition["partition_index"])
-            for topic in described
+            TopicPartition(name, partition["partition_index"])
+            for name, topic in described.items()
             for partition in topic["partitions"]
         ]
 
     def limits(self, topic: str, known: Mapping[str, Limits]) -> dict[str, Limits]:
         """Return what `topic` takes, and with it what every topic takes that was asked to be created."""
-        keys = {"cleanup.policy": None, "max.message.bytes": None}
-        names = {topic} | (self._wanted - known.keys())
-        with self.translated():
-            resources = [ConfigResource("topic", name, keys) for name in names]
-            described = self._ask(self._admin.describe_configs, resources, config_filter="all")["topic"]
-        if not described[topic]:
-            raise _missing_topic(self.url, topic)
+        described = self._settings_of({topic} | (self._wanted - known.keys()), "cleanup.policy", "max.message.bytes")
+        if topic not in described:
+            self.partitions([topic])  # raises where there is no such topic
+            raise self._hidden(topic)
         return {
-            name: Limits(int(found["max.message.bytes"]["value"]), "compact" in found["cleanup.policy"]["value"])
+            name: Limits(int(found["max.message.bytes"]), "compact" in found["cleanup.policy"])
             for name, found in described.items()
-            if found
         }
 
     def connect(self, client: Callable[..., T], **settings: Any) -> T:
@@ -212,70 +207,110 @@ class KafkaBus:
         patience = Retrying(retry=again, stop=stop_after_delay(TIMEOUT), wait=wait_fixed(0.1), reraise=True)
         return patience(call, *arguments, **options)
 
+    def _describe(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return what the server says of those topics that exist."""
+        wanted = list(names)
+        if not wanted:
+            return {}
+
+        def describe() -> dict[str, Any]:
+            described = {topic["name"]: topic for topic in self._admin.describe_topics(wanted)}
+            for name, topic in described.items():
+                if topic["error_code"] not in (0, errors.UnknownTopicOrPartitionError.errno):
+                    raise errors.for_code(topic["error_code"])(name)
+            return {name: topic for name, topic in described.items() if not topic["error_code"]}
+
+        with self.translated():
+            return self._ask(describe)
+
+    def _settings_of(self, names: Iterable[str], *keys: str) -> dict[str, dict[str, str]]:
+        """Return some settings of those topics that exist, and whose settings may be read."""
+        resources = [ConfigResource("topic", name, dict.fromkeys(keys)) for name in names]
+        if not resources:
+            return {}
+        with self.translated():
+            described = self._ask(self._admin.describe_configs, resources, config_filter="all")["topic"]
+        return {name: {key: found[key]["value"] for key in keys} for name, found in described.items() if found}
+
+    def _verify(self, topics: list[tuple[Topic, Any]]) -> None:
+        """Raise if a topic is not as it was declared."""
+        policies = self._settings_of([topic.name for topic, _ in topics], "cleanup.policy")
+        for topic, found in topics:
+            partitions = len(found["partitions"])
+            replicas = {len(partition["replica_nodes"]) for partition in found["partitions"]}
+            if topic.name not in policies:
+                raise self._hidden(topic.name)
+            policy = policies[topic.name]["cleanup.policy"]
+            if problem := _problem(topic, partitions, replicas, policy, self._settings["bootstrap_servers"][0]):
+                raise BackendError(f"{self.url}: {topic.name} {problem}")
+
     def _broker_limit(self) -> int:
         """Return the largest message that the brokers take unless a topic says otherwise, in bytes."""
         with self.translated():
             node = self._ask(self._admin.describe_cluster)["brokers"][0]["broker_id"]
             resource = ConfigResource("broker", str(node), {"message.max.bytes": None})
             found = self._ask(self._admin.describe_configs, [resource], config_filter="all")["broker"]
+        if not found[str(node)]:
+            raise self._hidden("the cluster")
         return int(found[str(node)]["message.max.bytes"]["value"])
+
+    def _hidden(self, what: str) -> BackendError:
+        return BackendError(f"{self.url}: the user may not read the settings of {what}; allow DescribeConfigs on it")
+
+
+class Sent(NamedTuple):
+    """A message that the driver was given, and its acknowledgement to come."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    future: Any
 
 
 class Producer:
-    """`core.bus.Producer` on Kafka."""
+    """`core.bus.Producer` on Kafka.
+
+    After an error the driver's producer sends nothing any more. So it is replaced, and what was not acknowledged is
+    sent once more; in a transaction the error ends the transaction instead.
+    """
 
     def __init__(self, bus: KafkaBus, transactional_id: str | None) -> None:
         self._bus = bus
         self._id = transactional_id
         self._limits: dict[str, Limits] = {}
-        self._futures: list[Any] = []
+        self._sent: list[Sent] = []
         self._buffered = 0
         self._last: Offsets = {}
         self._fenced = False
-        self._driver = bus.connect(
-            kafka.KafkaProducer,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="zstd",
-            batch_size=BATCH_BYTES,
-            max_request_size=REQUEST_BYTES,
-            max_block_ms=REQUEST_TIMEOUT_MS,
-            retry_backoff_ms=10,
-            delivery_timeout_ms=DELIVERY_TIMEOUT_MS if transactional_id is None else TRANSACTION_TIMEOUT_MS,
-            transactional_id=transactional_id,
-            api_version=NO_EPOCH_BUMP if transactional_id else None,
-            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-        )
+        self._driver: Any = self._open()
         bus.opened.add(self)
         if transactional_id is not None:
             self._bounded(self._driver.init_transactions)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
         """Hand over a message. What the topic would refuse is refused here: it would end the driver's producer."""
-        limits = self._limits.get(topic) or self._prepare(topic)
-        if key is None and (limits.compacted or value is None):
-            raise BackendError(f"{self._bus.url}: a message without a key does not fit into {topic}; give it one")
-        size = _batch_size(key, value, headers)
-        if size > (limit := min(limits.message_bytes, REQUEST_BYTES)):
-            raise BackendError(
-                f"{self._bus.url}: a message of {size} bytes exceeds the {limit} that {topic} takes; "
-                "raise the topic's max.message.bytes"
-            )
+        size = self._size(topic, key, value, headers)
         if self._buffered + size > BUFFER_BYTES:
             self.flush()
-        with self._translated():
-            self._futures.append(self._driver.send(topic, value, key, list(headers)))
         self._buffered += size
+        self._hand_over(topic, key, value, headers)
+        if self._sent[-1].future.failed():
+            self.flush()
 
     def flush(self) -> None:
-        """Wait for every acknowledgement; the driver's own flush does not say when one is an error."""
-        with self._translated():
-            self._driver.flush()
-            for future in self._futures:
-                if future.failed():
-                    raise future.exception
-                self._last[TopicPartition(future.value.topic, future.value.partition)] = future.value.offset
-        self._futures, self._buffered = [], 0
+        """Wait for every acknowledgement; what is without one when this raises is the caller's to send again."""
+        try:
+            error = self._settle()
+            if error and self._id is None:
+                error = self._send_again(error)
+            if error:
+                with self._translated():
+                    raise error
+            for sent in self._sent if self._id else ():
+                self._last[TopicPartition(sent.topic, sent.future.value.partition)] = sent.future.value.offset
+        finally:
+            self._sent, self._buffered = [], 0
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -297,16 +332,93 @@ class Producer:
         self._await_readers()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what is not flushed is sent if the server takes it at once."""
         self._bus.opened.discard(self)
+        if self._driver is None:
+            return
+        try:
+            self._driver.close(timeout=TIMEOUT)
+        except errors.KafkaTimeoutError:
+            self._drop()
+
+    def _open(self) -> Any:
+        return self._bus.connect(
+            kafka.KafkaProducer,
+            acks="all",
+            enable_idempotence=True,
+            compression_type="zstd",
+            batch_size=BATCH_BYTES,
+            max_request_size=REQUEST_BYTES,
+            max_block_ms=REQUEST_TIMEOUT_MS,
+            retry_backoff_ms=10,
+            delivery_timeout_ms=DELIVERY_TIMEOUT_MS if self._id is None else TRANSACTION_TIMEOUT_MS,
+            transactional_id=self._id,
+            api_version=NO_EPOCH_BUMP if self._id else None,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        )
+
+    def _size(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> int:
+        """Return how many bytes a message takes at most; raise if the topic does not take it."""
+        limits = self._limits.get(topic) or self._prepare(topic)
+        if key is None and (limits.compacted or value is None):
+            raise BackendError(f"{self._bus.url}: a message without a key does not fit into {topic}; give it one")
+        size = _batch_size(key, value, headers)
+        if size > (limit := min(limits.message_bytes, REQUEST_BYTES)):
+            raise BackendError(
+                f"{self._bus.url}: a message of {size} bytes exceeds the {limit} that {topic} takes; "
+                "raise the topic's max.message.bytes"
+            )
+        return size
+
+    def _hand_over(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        try:
+            future = self._alive().send(topic, value, key, list(headers))
+        except errors.KafkaError as error:
+            future = kafka.future.Future().failure(error)
+        self._sent.append(Sent(topic, key, value, headers, future))
+
+    def _settle(self) -> errors.KafkaError | None:
+        """Wait for the acknowledgements; return the first error, which the driver's own flush does not mention."""
+        if not self._sent:
+            return None
+        try:
+            self._alive().flush((DELIVERY_TIMEOUT_MS + REQUEST_TIMEOUT_MS) / 1000)
+        except errors.KafkaTimeoutError as error:
+            return error
+        lost = next((sent.future for sent in self._sent if not sent.future.succeeded()), None)
+        return lost and (lost.exception or errors.KafkaTimeoutError("no acknowledgement"))
+
+    def _send_again(self, error: errors.KafkaError) -> errors.KafkaError | None:
+        """Send what was not acknowledged once more; return the first error of it."""
+        again = _unacknowledged(self._sent)
+        log.warning("%s: %d messages are sent again, by a new producer: %s", self._bus.url, len(again), error)
+        self._drop()
+        self._sent = []
+        for topic, key, value, headers, _ in again:
+            self._size(topic, key, value, headers)  # a limit that was lowered may be what was wrong
+            self._hand_over(topic, key, value, headers)
+        if second := self._settle():
+            self._drop()
+        return second
+
+    def _alive(self) -> Any:
+        """Return the driver's producer, a new one after a `_drop`."""
+        if self._driver is None:
+            self._driver = self._open()
+        return self._driver
+
+    def _drop(self) -> None:
+        """Close the driver's producer at once: its own `close` would first wait for what it cannot send."""
+        self._driver._sender.force_close()
         with suppress(errors.KafkaTimeoutError):
             self._driver.close(timeout=TIMEOUT)
+        self._driver, self._limits = None, {}
 
     def _prepare(self, topic: str) -> Limits:
         """Learn what the topics take, and let the driver find them together: one by one takes it 0.1 s each."""
         found = self._bus.limits(topic, self._limits)
         with self._translated(), ThreadPoolExecutor(max_workers=64) as pool:
-            list(pool.map(self._driver.partitions_for, found))
+            list(pool.map(self._alive().partitions_for, found))
         self._limits |= found
         return self._limits[topic]
 
@@ -322,7 +434,7 @@ class Producer:
         """Abort; where that fails too, the first error tells more, and the broker aborts after the timeout."""
         with suppress(BackendError):
             self._bounded(self._driver.abort_transaction)
-        self._futures, self._buffered = [], 0
+        self._sent, self._buffered = [], 0
 
     def _bounded(self, call: Callable[[], None]) -> None:
         """Call the driver in a thread of its own: it waits without end for a server that is gone."""
@@ -349,7 +461,7 @@ class Producer:
             with self._bus.translated():
                 yield
         except BackendError as error:
-            causes = [error.__cause__, *(future.exception for future in self._futures if future.failed())]
+            causes = [error.__cause__, *(sent.future.exception for sent in self._sent)]
             if any(
                 isinstance(cause, errors.ProducerFencedError | errors.InvalidProducerEpochError) for cause in causes
             ):
@@ -463,6 +575,30 @@ class _Joined(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the dri
         """Do nothing: what was read and not committed is delivered again."""
 
 
+def _problem(topic: Topic, partitions: int, replicas: set[int], policy: str, server: str) -> str | None:
+    """Return what of an existing topic is not as declared, and how it is mended.
+
+    More partitions than declared are as wrong as fewer: what is created later would have the other number. None are
+    added here: the keys would move to others and leave their former values behind.
+    """
+    tool = f"--bootstrap-server {server}"
+    if partitions != topic.partitions:
+        delete = f"; clusters.runs.v1 always has 1: `kafka-topics.sh {tool} --delete --topic {topic.name}`"
+        return f"has {partitions} partitions, topics.partitions asks for {topic.partitions}: set it to {partitions}" + (
+            delete if topic.partitions == 1 else ""
+        )
+    if topic.replication != -1 and replicas != {topic.replication}:
+        found = max(replicas - {topic.replication})
+        return (
+            f"has {found} replicas, topics.replication asks for {topic.replication}: set it to {found}, "
+            f"or move them with `kafka-reassign-partitions.sh {tool}`"
+        )
+    if set(policy.split(",")) != {topic.cleanup}:
+        change = f"--entity-type topics --entity-name {topic.name} --add-config cleanup.policy={topic.cleanup}"
+        return f"has cleanup.policy={policy}, not {topic.cleanup}: `kafka-configs.sh {tool} --alter {change}` sets it"
+    return None
+
+
 def _configs(topic: Topic, limit: int) -> dict[str, str]:
     """Return the settings of a new topic: one that is not compacted holds dead letters."""
     if topic.cleanup == "compact":
@@ -479,6 +615,17 @@ def _batch_size(key: bytes | None, value: bytes | None, headers: Headers) -> int
     parts = [key or b"", value or b"", *(part for name, text in headers for part in (name.encode(), text))]
     content = sum(map(len, parts))
     return content + 5 * len(parts) + content // 4096 + 128
+
+
+def _unacknowledged(sent: Iterable[Sent]) -> list[Sent]:
+    """Return what was not acknowledged, and what was sent after it under the same key, so that their order stays."""
+    again, late = [], set()
+    for one in sent:
+        if not one.future.succeeded() or (one.topic, one.key) in late:
+            again.append(one)
+            if one.key is not None:
+                late.add((one.topic, one.key))
+    return again
 
 
 def _message(record: Any) -> Message:

@@ -80,6 +80,37 @@ def test_a_topic_has_the_partitions_that_were_asked_for(bus: KafkaBus) -> None:
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize(
+    ("there", "declared", "said"),
+    [
+        ({}, {"partitions": 4}, "has 2 partitions, topics.partitions asks for 4: set it to 2$"),
+        ({}, {"partitions": 1}, "has 2 partitions, .* asks for 1: set it to 2; .*kafka-topics.sh .* --delete --topic"),
+        ({}, {"replication": 3}, "has 1 replicas, topics.replication asks for 3: set it to 1, or .*reassign"),
+        ({"cleanup.policy": "delete"}, {}, "cleanup.policy=delete, not compact: `kafka-configs.sh .*=compact` sets it"),
+        ({"cleanup.policy": "compact,delete"}, {}, "cleanup.policy=compact,delete, not compact"),
+    ],
+)
+def test_a_topic_that_is_not_as_declared_is_an_error_that_says_what_is_wrong_and_how_to_mend_it(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, there: dict[str, str], declared: dict[str, int], said: str
+) -> None:
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    found = {"num_partitions": 2, "replication_factor": 1, "configs": {"cleanup.policy": "compact", **there}}
+    admin.create_topics({name: found}, wait_for_metadata=True)
+    with pytest.raises(BackendError, match=f"{name} (has )?{said}") as caught:
+        bus.create_topics([Topic(f"{name}.new", "compact"), Topic(name, "compact", **{"partitions": 2} | declared)])
+    assert not caught.value.retriable
+    assert "\n" not in str(caught.value)
+    assert f"{name}.new" not in bus.topics()
+
+
+@pytest.mark.servers
+def test_a_topic_that_is_as_declared_is_taken_as_it_is(bus: KafkaBus) -> None:
+    declared = Topic(f"topic.{uuid.uuid4().hex}.v1", "compact", partitions=2, replication=1)
+    bus.create_topics([declared])
+    bus.create_topics([declared])
+
+
+@pytest.mark.servers
 def test_after_compaction_the_last_values_remain_and_a_reader_still_finds_the_end(
     bus: KafkaBus, admin: kafka.KafkaAdminClient
 ) -> None:
@@ -146,6 +177,123 @@ def test_more_messages_than_the_buffer_holds_are_all_sent(
         producer.send(topic, b"%d" % n, b"x" * 1000)
     producer.flush()
     assert len(everything(bus, topic)) == 100
+
+
+# Acknowledgements
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, *lost: bytes) -> None:
+    """Let the driver neither send nor acknowledge these values, each as often as it is named."""
+    send, left = kafka.KafkaProducer.send, list(lost)
+
+    def losing(driver: kafka.KafkaProducer, topic: str, value: bytes, *rest: object) -> object:
+        if value not in left:
+            return send(driver, topic, value, *rest)
+        left.remove(value)
+        return kafka.future.Future()
+
+    monkeypatch.setattr(kafka.KafkaProducer, "send", losing)
+
+
+@pytest.mark.servers
+def test_what_was_not_acknowledged_is_sent_again_and_the_order_of_its_key_stays(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer, sent = bus.producer(), [f"k{n % 3} {n}".encode() for n in range(12)]
+    lose(monkeypatch, b"k1 4", b"k2 8")
+    for value in sent:
+        producer.send(topic, value[:2], value)
+    producer.flush()
+    producer.send(topic, b"k1", b"k1 12")
+    producer.flush()
+    read = everything(bus, topic)
+    again = [b"k1 4", b"k1 7", b"k2 8", b"k1 10", b"k2 11"]
+    arrived = [value for value in sent if value not in (b"k1 4", b"k2 8")]
+    assert sorted(read, key=str) == sorted([*arrived, *again, b"k1 12"], key=str)
+    for key in (b"k0", b"k1", b"k2"):
+        last = [value for value in [*sent, b"k1 12"] if value[:2] == key][-2:]
+        assert [value for value in read if value and value[:2] == key][-2:] == last
+
+
+@pytest.mark.servers
+def test_messages_without_a_key_are_sent_again_alone(bus: KafkaBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    bus.create_topics([Topic(name, "delete")])
+    lose(monkeypatch, b"2")
+    producer = bus.producer()
+    for value in (b"1", b"2", b"3"):
+        producer.send(name, None, value)
+    producer.flush()
+    assert sorted(value for value in everything(bus, name) if value) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.servers
+def test_what_is_not_acknowledged_twice_is_an_error_and_the_producer_lives_on(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(monkeypatch, b"lost", b"lost")
+    producer = bus.producer()
+    producer.send(topic, b"k", b"lost")
+    with pytest.raises(BackendError, match="no acknowledgement") as caught:
+        producer.flush()
+    assert caught.value.retriable
+    producer.flush()
+    producer.send(topic, b"k", b"taken")
+    producer.flush()
+    assert everything(bus, topic) == [b"taken"]
+
+
+@pytest.mark.servers
+def test_a_message_that_cannot_even_be_handed_over_is_sent_by_a_new_producer(bus: KafkaBus, topic: str) -> None:
+    producer = bus.producer()
+    producer.send(topic, b"k", b"1")
+    producer.flush()
+    producer._driver.close()
+    producer.send(topic, b"k", b"2")
+    producer.flush()
+    assert everything(bus, topic) == [b"1", b"2"]
+
+
+@pytest.mark.servers
+def test_a_limit_that_was_lowered_meanwhile_is_named_and_the_producer_lives_on(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    producer = bus.producer()
+    producer.send(topic, b"k", b"before")
+    producer.flush()
+    change(admin, topic, "max.message.bytes", "5000")
+    producer.send(topic, b"k", random.Random(0).randbytes(6000))
+    with pytest.raises(BackendError, match=f"exceeds the 5000 that {topic} takes"):
+        producer.flush()
+    producer.send(topic, b"k", b"after")
+    producer.flush()
+    assert everything(bus, topic) == [b"before", b"after"]
+
+
+@pytest.mark.servers
+def test_a_transaction_with_a_message_that_was_not_acknowledged_is_never_seen(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = bus.producer(f"publisher.{uuid.uuid4().hex}")
+    lose(monkeypatch, b"2")
+
+    def publish() -> None:
+        with producer.transaction():
+            for value in (b"1", b"2", b"3"):
+                producer.send(topic, b"k", value)
+
+    with pytest.raises(BackendError, match="no acknowledgement"):
+        publish()
+    assert everything(bus, topic) == []
+    publish()
+    assert everything(bus, topic) == [b"1", b"2", b"3"]
+
+
+def change(admin: kafka.KafkaAdminClient, topic: str, name: str, value: str) -> None:
+    """Change a topic's setting and wait until the broker goes by it."""
+    admin.alter_configs([ConfigResource("topic", topic, {name: value})])
+    while settings(admin, topic, name) != [value]:
+        time.sleep(0.01)
 
 
 # Connections
