@@ -22,7 +22,7 @@ def next_rev(last: int = 0) -> int:
 class Value(BaseModel):
     """A part of a record. Unknown fields are ignored, so that a later version stays readable."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
