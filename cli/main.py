@@ -7,9 +7,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from core.jobs import Watch
     from core.records import Failure
     from core.store import Store
+    from etl.dead_letters import Selection
     from etl.extract import ExtractReport
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ app = typer.Typer(
 )
 failures_app = typer.Typer(rich_markup_mode=None, help="The files that could not be read.")
 app.add_typer(failures_app, name="failures")
+dlq_app = typer.Typer(rich_markup_mode=None, help="The records that could not be loaded.")
+app.add_typer(dlq_app, name="dlq")
 export_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(export_app, name="export")
 
@@ -49,6 +54,19 @@ Metadata = Annotated[
 Clusters = Annotated[int | None, typer.Option(metavar="K", min=1, help="How many clusters [default: from the size].")]
 Engine = Annotated[Literal["spark", "sklearn"] | None, typer.Option(help="What fits [default: from the config].")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Places = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PLACE", help="TOPIC, TOPIC/PARTITION or TOPIC/PARTITION/OFFSET where they were."),
+]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Only those with this in their reason.")]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        metavar="TIME",
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
+        help="Only those first seen since then, UTC.",
+    ),
+]
 
 _PRUNE = "Delete the tracks of which no file is left; an emptied folder keeps its tracks until it is removed itself."
 
@@ -132,13 +150,17 @@ def extract(
 
 
 @app.command()
-def load(context: typer.Context, as_json: Json = False) -> None:
+def load(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until SIGINT (Ctrl-C) or SIGTERM.")] = False,
+    as_json: Json = False,
+) -> None:
     """Take over what extract has sent: bus → store."""
     from etl import load as job
 
     config = _config(context)
-    with _opened(config) as (store, bus), _watched(context) as watch:
-        report = job.run(config, store=store, bus=bus, progress=watch)
+    with _opened(config) as (store, bus), _watched(context) as watch, _until_asked(follow=follow) as until:
+        report = job.run(config, store=store, bus=bus, progress=watch, until=until)
     show.report("load", report, as_json=as_json)
 
 
@@ -271,6 +293,69 @@ def retry_failures(
     show.retried(report, _command(context), as_json=as_json)
 
 
+@dlq_app.callback(invoke_without_command=True)
+def dlq(context: typer.Context, as_json: Json = False) -> None:
+    """List the records that could not be loaded."""
+    if context.invoked_subcommand is None:
+        list_dead_letters(context, as_json=as_json)
+
+
+@dlq_app.command("list")
+def list_dead_letters(
+    context: typer.Context, places: Places = None, reason: Reason = "", since: Since = None, as_json: Json = False
+) -> None:
+    """List them, a line each."""
+    from etl.dead_letters import dead_letters
+
+    with _read_bus(context) as (config, bus):
+        show.dead_letters(dead_letters(config, _selection(places, reason, since), bus=bus), as_json=as_json)
+
+
+@dlq_app.command("show")
+def show_dead_letters(
+    context: typer.Context,
+    places: Annotated[list[str], typer.Argument(metavar="PLACE...", help="As the list has it.")],
+    as_json: Json = False,
+) -> None:
+    """Show some of them in full."""
+    from etl.dead_letters import dead_letters
+
+    with _read_bus(context) as (config, bus):
+        for letter in dead_letters(config, _selection(places), bus=bus):
+            show.dead_letter(letter, as_json=as_json)
+
+
+@dlq_app.command("replay")
+def replay_dead_letters(
+    context: typer.Context, places: Places = None, reason: Reason = "", since: Since = None, as_json: Json = False
+) -> None:
+    """Send them back to where they were, all or some; the next load tries them again."""
+    from etl.dead_letters import replay
+
+    with _read_bus(context) as (config, bus):
+        report = replay(config, _selection(places, reason, since), bus=bus)
+    show.replayed(report, _command(context), as_json=as_json)
+
+
+@dlq_app.command("purge")
+def purge_dead_letters(
+    context: typer.Context,
+    places: Places = None,
+    reason: Reason = "",
+    since: Since = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove them for good, all or some."""
+    from etl.dead_letters import purge
+
+    if not (everything or places or reason or since):
+        raise ConfigError("dlq purge: which? Name places, --reason or --since, or say --all")
+    with _read_bus(context) as (config, bus):
+        report = purge(config, _selection(places, reason, since), bus=bus)
+    show.purged(report, as_json=as_json)
+
+
 @export_app.callback(invoke_without_command=True)
 def export(context: typer.Context) -> None:
     """Write what is in the store to files for other programs."""
@@ -363,6 +448,41 @@ def _read_store(context: typer.Context) -> Iterator[Store]:
 
     with closing(open_store(_config(context).store.url, create=False)) as store:
         yield store
+
+
+@contextmanager
+def _read_bus(context: typer.Context) -> Iterator[tuple[Config, Bus]]:
+    from core import open_bus
+
+    config = _config(context)
+    with closing(open_bus(config.bus.url, create=False)) as bus:
+        yield config, bus
+
+
+def _selection(places: list[str] | None, reason: str = "", since: datetime | None = None) -> Selection:
+    from etl.dead_letters import Selection
+
+    return Selection(tuple(places or ()), reason, since and since.replace(tzinfo=UTC))
+
+
+@contextmanager
+def _until_asked(*, follow: bool) -> Iterator[Callable[[], bool] | None]:
+    """Give what says whether SIGINT or SIGTERM has come, so that a batch is finished; a second one cuts it short."""
+    if not follow:
+        yield None
+        return
+    asked = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        asked.set()
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _failures(context: typer.Context) -> list[Failure]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clustering.similar import Similar
     from core.jobs import Progress, Report, Watch
     from core.records import Failure, Member
+    from etl.dead_letters import DeadLetter
     from etl.failures import RetryReport
     from topics.subscribe import News
 
@@ -200,6 +201,48 @@ def retried(done: RetryReport, command: str, *, as_json: bool) -> None:
             text(f"  {line}")
 
 
+def dead_letters(found: Iterable[DeadLetter], *, as_json: bool) -> None:
+    """Print a row for each record that could not be loaded."""
+    found = list(found)
+    if as_json:
+        _json([_dead_letter(one) for one in found])
+    elif not found:
+        text("no dead letters")
+    else:
+        rows = [
+            (str(one.place), _text(one.key) or "", str(one.attempts), f"{one.first_seen:%Y-%m-%d %H:%M:%S}", one.reason)
+            for one in found
+        ]
+        _table(("place", "key", "attempts", "first seen (UTC)", "reason"), rows, right=("attempts",))
+
+
+def dead_letter(one: DeadLetter, *, as_json: bool) -> None:
+    """Print all that there is of a record that could not be loaded."""
+    headers = [[name, _text(value)] for name, value in one.headers]
+    facts(_dead_letter(one) | {"headers": headers, "value": _text(one.value)}, as_json=as_json)
+
+
+def replayed(done: Report, command: str, *, as_json: bool) -> None:
+    """Print how many dead letters were sent back, and what takes them up."""
+    if as_json:
+        _json(dataclasses.asdict(done))
+        return
+    if not done.read:
+        text("no dead letters")
+    if done.sent:
+        text(f"dead letters sent back: {done.sent:,}; type next:\n  {command} load")
+    if done.unchanged:
+        text(f"dead letters that stay, tried too often or from elsewhere: {done.unchanged:,}; `{command} dlq` says why")
+
+
+def purged(done: Report, *, as_json: bool) -> None:
+    """Print how many dead letters were removed."""
+    if as_json:
+        _json(dataclasses.asdict(done))
+    else:
+        text(f"dead letters removed: {done.read:,}")
+
+
 def facts(found: Mapping[str, Any], *, as_json: bool) -> None:
     """Print names and values."""
     if as_json:
@@ -217,6 +260,22 @@ def checks(found: Iterable[Check], *, as_json: bool) -> None:
         _json([dataclasses.asdict(one) for one in found])
         return
     _table(("", "what", "found"), [("ok" if one.ok else "!!", one.what, one.found) for one in found])
+
+
+def _dead_letter(one: DeadLetter) -> dict[str, Any]:
+    return {
+        "place": str(one.place),
+        "key": _text(one.key),
+        "reason": one.reason,
+        "class": one.error,
+        "attempts": one.attempts,
+        "first_seen": one.first_seen.isoformat(),
+        "version": one.version,
+    }
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "backslashreplace")
 
 
 def _folders(paths: Iterable[str]) -> list[str]:

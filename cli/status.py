@@ -10,6 +10,7 @@ from core.config import Config
 from core.names import Names, bare_url
 from core.records import Failure, Run, Track
 from core.store import Store
+from etl.dead_letters import dead_letters
 
 
 def status(config: Config, *, store: Store, bus: Bus) -> dict[str, Any]:
@@ -17,7 +18,6 @@ def status(config: Config, *, store: Store, bus: Bus) -> dict[str, Any]:
     names = Names(config.topics.prefix)
     there = set(bus.topics())
     latest, in_force = latest_run(store), run_in_force(store)
-    dead = sum(bus.ends([names.dead_letters]).values()) if names.dead_letters in there else 0
     return {
         "store": bare_url(config.store.url),
         "bus": bare_url(config.bus.url),
@@ -25,7 +25,7 @@ def status(config: Config, *, store: Store, bus: Bus) -> dict[str, Any]:
         "tracks_of_this_feature_set": store.count(Track, {"feature_set": config.feature_set}),
         "failures": store.count(Failure),
         "not_loaded_yet": lag(bus, names.load_group, sorted({names.tracks, names.failed} & there)),
-        "dead_letters": dead,
+        "dead_letters": sum(1 for _ in dead_letters(config, bus=bus)),
         "runs": store.count(Run, {"complete": True}),
         "latest_run": latest and latest.run_id,
         "run_in_force": in_force and in_force.run_id,

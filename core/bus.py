@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple, Protocol
 from core.errors import ConfigError
 from core.names import bare_url
 
+DEAD_LETTER_DAYS = 14
+"""How long a dead letter is kept: shorter than the marks of what was deleted, so that none can bring it back."""
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -70,7 +73,7 @@ class Producer(Protocol):
     def transaction(self) -> AbstractContextManager[None]:
         """All that is sent inside becomes readable as a whole at its end, or never if it raises.
 
-        Only for a producer with a `transactional_id`.
+        Only for a producer with a `transactional_id` or that `commits` for a consumer.
         """
 
     def close(self) -> None:
@@ -85,6 +88,12 @@ class Consumer(Protocol):
 
     def commit(self) -> None:
         """Persist the position for the group; what is not committed is delivered again."""
+
+    def rewind(self, seconds: float = 0.0) -> None:
+        """Go back to the last commit, so that what came after it is delivered again.
+
+        For so many seconds nothing is read, and the consumer stays a member of its group.
+        """
 
     def at_end(self) -> bool:
         """Return whether every position has reached the end seen when reading began."""
@@ -105,8 +114,13 @@ class Bus(Protocol):
     def topics(self) -> list[str]:
         """Return the names of the existing topics, sorted."""
 
-    def producer(self, transactional_id: str | None = None) -> Producer:
-        """Open a producer; with an id, it fences the former producer of that id."""
+    def producer(self, transactional_id: str | None = None, *, commits: Consumer | None = None) -> Producer:
+        """Open a producer.
+
+        With an id, it fences the former producer of that id. One that `commits` for a consumer of a group persists
+        its position with each transaction: both, or neither if it raises. It raises too if the group has meanwhile
+        given the consumer's partitions to another.
+        """
 
     def consumer(
         self, topics: Iterable[str], *, group: str | None = None, start: Mapping[TopicPartition, int] | None = None
@@ -122,6 +136,9 @@ class Bus(Protocol):
 
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each partition, as a reader of committed transactions sees it."""
+
+    def trim(self, offsets: Offsets) -> None:
+        """Remove what stands before these offsets, in topics that are not compacted."""
 
     def close(self) -> None:
         """Let go of files and connections."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from core.bus import Topic
+from core.bus import DEAD_LETTER_DAYS, Topic
 from core.errors import ConfigError
 from core.names import Names, bare_url, digest
 
@@ -111,10 +111,17 @@ class Location(Section):
         return {"url": value} if isinstance(value, str) else value
 
 
+class StoreLocation(Location):
+    """Where the store is, and how long it remembers what was deleted."""
+
+    deleted_retention: Annotated[int, Field(gt=DEAD_LETTER_DAYS)] = 30
+
+
 class Load(Section):
     """How records are taken from the bus into the store."""
 
     batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 class Spark(Section):
@@ -132,7 +139,7 @@ class Config(Section):
     features: Features = Features()
     clustering: Clustering = Clustering()
     topics: Topics = Topics()
-    store: Location = Location()
+    store: StoreLocation = StoreLocation()
     bus: Location = Location()
     load: Load = Load()
     spark: Spark = Spark()

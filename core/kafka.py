@@ -9,14 +9,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
+from uuid import UUID, uuid4
 
 import kafka
 from kafka import errors
 from kafka.admin import ConfigResource, OffsetSpec
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.protocol.consumer import IsolationLevel
+from kafka.structs import OffsetAndMetadata
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from core.bus import Headers, Message, Offsets, Topic, TopicPartition
+from core import bus as seam
+from core.bus import DEAD_LETTER_DAYS, Headers, Message, Offsets, Topic, TopicPartition
 from core.errors import BackendError, FencedError
 from core.kafka_connection import backend_error, driver_settings
 from core.names import bare_url
@@ -26,6 +30,8 @@ TIMEOUT = 4.5
 COMMIT_TIMEOUT_MS = 30_000
 SESSION_TIMEOUT_MS = 10_000
 """Until a group goes on without a consumer that died."""
+HEARTBEAT_MS = 1000
+"""Until a member learns that another has come or gone."""
 REQUEST_TIMEOUT_MS = 12_000
 """Longer than a session."""
 DELIVERY_TIMEOUT_MS = 60_000
@@ -35,7 +41,7 @@ NO_EPOCH_BUMP = (2, 4)
 TRANSACTION_TIMEOUT_MS = 15_000
 """Until a transaction that its producer abandoned no longer holds up the readers."""
 TOMBSTONE_RETENTION_MS = 7 * 24 * 3600 * 1000
-DEAD_LETTER_RETENTION_MS = 14 * 24 * 3600 * 1000
+DEAD_LETTER_RETENTION_MS = DEAD_LETTER_DAYS * 24 * 3600 * 1000
 DEAD_LETTER_HEADROOM = 64 * 1024
 """Bytes that a dead letter's headers may add to the largest message."""
 BATCH_BYTES = 128 * 1024
@@ -45,7 +51,12 @@ REQUEST_BYTES = 50 * 1024 * 1024
 """Half of what a broker accepts."""
 SLICE = 0.1
 """Seconds after which a reader that is behind looks whether it is at the end: what is aborted is never returned."""
+STAY = 0.2
+"""Seconds of a poll that only keeps a member in its group."""
+LOOK_SECONDS = 30.0
+"""Between two looks whether a topic is still the one that it was."""
 
+Positions = dict[TopicPartition, OffsetAndMetadata]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -111,15 +122,16 @@ class KafkaBus:
         with self.translated():
             return sorted(name for name in self._ask(self._admin.list_topics) if not name.startswith("__"))
 
-    def producer(self, transactional_id: str | None = None) -> Producer:
+    def producer(self, transactional_id: str | None = None, *, commits: seam.Consumer | None = None) -> Producer:
         """Open a producer; with an id, it fences the former producer of that id."""
-        return Producer(self, transactional_id)
+        assert commits is None or isinstance(commits, Consumer)
+        return Producer(self, transactional_id, commits)
 
     def consumer(
         self, topics: Iterable[str], *, group: str | None = None, start: Mapping[TopicPartition, int] | None = None
     ) -> Consumer:
         """Open a consumer of existing topics."""
-        return Consumer(self, self.partitions(topics), group, start or {})
+        return Consumer(self, sorted(topics), group, start or {})
 
     def committed(self, group: str, topics: Iterable[str]) -> Offsets:
         """Return the committed offsets of a group."""
@@ -135,6 +147,13 @@ class KafkaBus:
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each partition, as a reader of committed transactions sees it."""
         return self.ends_of(self.partitions(topics))
+
+    def trim(self, offsets: Offsets) -> None:
+        """Remove what stands before these offsets."""
+        if offsets:
+            ends = {kafka.TopicPartition(*partition): offset for partition, offset in offsets.items()}
+            with self.translated():
+                self._ask(self._admin.delete_records, ends)
 
     def close(self) -> None:
         """Close every connection, those of producers and consumers included."""
@@ -152,7 +171,19 @@ class KafkaBus:
         return {TopicPartition(*partition): end.offset for partition, end in ends.items()}
 
     def partitions(self, topics: Iterable[str]) -> list[TopicPartition]:
-        """Return the partitions of existing topics.
+        """Return the partitions of existing topics."""
+        return [
+            TopicPartition(name, partition["partition_index"])
+            for name, topic in self._existing(topics).items()
+            for partition in topic["partitions"]
+        ]
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, UUID]:
+        """Return the ids of existing topics; one that is deleted and created again has another."""
+        return {name: topic["topic_id"] for name, topic in self._existing(topics).items()}
+
+    def _existing(self, topics: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return what the server knows of existing topics.
 
         The driver's producers and consumers would wait for a missing one, or let the broker create it:
         version 3.0 takes ``allow_auto_create_topics`` and does nothing with it.
@@ -161,11 +192,7 @@ class KafkaBus:
         described = self._describe(names)
         if missing := sorted(names - described.keys()):
             raise _missing_topic(self.url, missing[0])
-        return [
-            TopicPartition(name, partition["partition_index"])
-            for name, topic in described.items()
-            for partition in topic["partitions"]
-        ]
+        return described
 
     def limits(self, topic: str, known: Mapping[str, Limits]) -> dict[str, Limits]:
         """Return what `topic` takes, and with it what every topic takes that was asked to be created."""
@@ -275,9 +302,10 @@ class Producer:
     sent once more; in a transaction the error ends the transaction instead.
     """
 
-    def __init__(self, bus: KafkaBus, transactional_id: str | None) -> None:
+    def __init__(self, bus: KafkaBus, transactional_id: str | None, commits: Consumer | None) -> None:
         self._bus = bus
-        self._id = transactional_id
+        self._id = f"{commits.group}.{uuid4().hex}" if commits else transactional_id
+        self._commits = commits
         self._limits: dict[str, Limits] = {}
         self._sent: list[Sent] = []
         self._buffered = 0
@@ -285,7 +313,7 @@ class Producer:
         self._fenced = False
         self._driver: Any = self._open()
         bus.opened.add(self)
-        if transactional_id is not None:
+        if self._id is not None:
             self._bounded(self._driver.init_transactions)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
@@ -325,10 +353,15 @@ class Producer:
         try:
             yield
             self.flush()
+            if self._commits:
+                offer = self._commits.offer()
+                self._bounded(lambda: self._driver.send_offsets_to_transaction(*offer))
             self._bounded(self._driver.commit_transaction)
         except BaseException:
             self._abort()
             raise
+        if self._commits:
+            self._commits.settle(offer.positions)
         self._await_readers()
 
     def close(self) -> None:
@@ -353,7 +386,7 @@ class Producer:
             retry_backoff_ms=10,
             delivery_timeout_ms=DELIVERY_TIMEOUT_MS if self._id is None else TRANSACTION_TIMEOUT_MS,
             transactional_id=self._id,
-            api_version=NO_EPOCH_BUMP if self._id else None,
+            api_version=NO_EPOCH_BUMP if self._id and not self._commits else None,  # an id of its own has no successor
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         )
 
@@ -425,10 +458,15 @@ class Producer:
     def _await_readers(self) -> None:
         """Wait until readers see the transaction: the broker answers a commit a moment before they do."""
         deadline = time.monotonic() + TIMEOUT
-        while not all(end > self._last[partition] for partition, end in self._bus.ends_of(self._last).items()):
+        while not self._is_seen():
             if time.monotonic() > deadline:  # somebody else's open transaction holds the readers up
                 return
             time.sleep(0.002)
+
+    def _is_seen(self) -> bool:
+        return all(end > self._last[partition] for partition, end in self._bus.ends_of(self._last).items()) and (
+            self._commits is None or self._commits.is_committed()
+        )
 
     def _abort(self) -> None:
         """Abort; where that fails too, the first error tells more, and the broker aborts after the timeout."""
@@ -469,30 +507,43 @@ class Producer:
                 raise self._taken_over() from error.__cause__
             raise
 
-    def _taken_over(self) -> FencedError:
+    def _taken_over(self) -> BackendError:
+        seconds = TRANSACTION_TIMEOUT_MS // 1000
+        if self._commits:
+            return BackendError(f"{self._bus.url}: a transaction took longer than {seconds} s; again", retriable=True)
         return FencedError(
             f"{self._bus.url}: another process took over {self._id}, or a transaction took longer than "
-            f"{TRANSACTION_TIMEOUT_MS // 1000} s; leave the work to the other, or start again"
+            f"{seconds} s; leave the work to the other, or start again"
         )
+
+
+class Offer(NamedTuple):
+    """How far a consumer has read, and as which member of its group."""
+
+    positions: Positions
+    member: Any
 
 
 class Consumer:
     """`core.bus.Consumer` on Kafka."""
 
     def __init__(
-        self,
-        bus: KafkaBus,
-        partitions: list[TopicPartition],
-        group: str | None,
-        start: Mapping[TopicPartition, int],
+        self, bus: KafkaBus, topics: list[str], group: str | None, start: Mapping[TopicPartition, int]
     ) -> None:
+        self.group = group
         self._bus = bus
-        self._group = group
-        self._partitions = partitions
-        self._ahead: Offsets = {} if group else bus.ends_of(partitions)
+        self._ids = bus.topic_ids(topics)
+        self._looked = time.monotonic()
+        self._partitions = bus.partitions(topics)
+        self._ahead: Offsets = {} if group else bus.ends_of(self._partitions)
         """The ends seen when reading began, until they are reached."""
         self._begun = set(self._ahead)
-        self._joined = _Joined()
+        self._unsure: Offsets = {}
+        """Where what is not committed begins."""
+        self._settled: Offsets = {}
+        """The positions that were committed last."""
+        self._member: Any = None
+        self._listener = _Listener(self._forget)
         self._driver = bus.connect(
             kafka.KafkaConsumer,
             group_id=group,
@@ -500,61 +551,87 @@ class Consumer:
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_MS,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
         )
         bus.opened.add(self)
         if group:
-            topics = sorted({topic for topic, _ in partitions})
             for topic in topics:  # a member that does not know its topics yet would assign itself nothing at first
                 self._driver.partitions_for_topic(topic)
-            self._driver.subscribe(topics, listener=self._joined)
+            self._driver.subscribe(topics, listener=self._listener)
             return
-        self._driver.assign([kafka.TopicPartition(*partition) for partition in partitions])
-        for partition in start.keys() & set(partitions):
+        self._driver.assign([kafka.TopicPartition(*partition) for partition in self._partitions])
+        for partition in start.keys() & set(self._partitions):
             self._driver.seek(kafka.TopicPartition(*partition), start[partition])
 
     def poll(self, timeout: float = 1.0, max_records: int = 500) -> list[Message]:
         """Return the next messages, [] also once the end is found to be reached; moves the position."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
         behind, deadline = not self.at_end(), time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
             with self._bus.translated():
                 slice_ms = int(1000 * (min(left, SLICE) if behind else left))
                 found = self._driver.poll(timeout_ms=slice_ms, max_records=max_records)
+            for partition, records in found.items():
+                self._unsure.setdefault(partition, records[0].offset)
             if found or (behind and self.at_end()):
                 break
             if not left:
                 if behind:  # the driver does not mention that its server is gone: ask
                     self._bus.ends_of(self._partitions[:1])
                 break
+        self._see_ends()
+        self._member = self._driver.group_metadata()
         return [_message(record) for records in found.values() for record in records]
 
     def commit(self) -> None:
         """Persist the position, which is beyond the marks of transactions that follow the last message.
 
-        While the group is sharing out its partitions nothing can be committed; what was read is delivered again.
+        While the group is sharing out its partitions, or has given them to another, nothing can be committed; what was
+        read is delivered again.
         """
-        if self._group is None:
+        if self.group is None:
             raise BackendError(f"{self._bus.url}: a consumer without a group has nothing to commit")
-        if not self._driver.assignment():
+        positions = self._positions()
+        if all(self._settled.get(partition) == position.offset for partition, position in positions.items()):
             return
-        with self._bus.translated(), suppress(errors.RebalanceInProgressError):
-            self._driver.commit(timeout_ms=COMMIT_TIMEOUT_MS)
+        self._look()
+        with self._bus.translated(), suppress(errors.RebalanceInProgressError, errors.CommitFailedError):
+            self._driver.commit(positions, timeout_ms=COMMIT_TIMEOUT_MS)
+            self.settle(positions)
+
+    def offer(self) -> Offer:
+        """Return what a transaction is to commit."""
+        self._look()
+        return Offer(self._positions(), self._member)
+
+    def settle(self, positions: Positions) -> None:
+        """Know that these positions are committed."""
+        self._settled = {partition: position.offset for partition, position in positions.items()}
+        self._unsure.clear()
+
+    def is_committed(self) -> bool:
+        """Return whether the group's offsets are those that were committed last."""
+        return self.group is None or self._settled.items() <= self._bus.committed(self.group, self._ids).items()
+
+    def rewind(self, seconds: float = 0.0) -> None:
+        """Go back to the last commit, and wait."""
+        for partition in self._driver.assignment() & self._unsure.keys():
+            self._driver.seek(partition, self._unsure[partition])
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._stay(min(left, STAY))
+        self._driver.resume(*self._driver.paused())
 
     def at_end(self) -> bool:
         """Return whether every position has reached the end seen when reading began."""
-        if self._group and not self._joined.once:
+        if self.group and not self._listener.joined:
             return False
-        assigned = self._driver.assignment()
-        if unseen := assigned - self._begun:
-            self._ahead |= self._bus.ends_of(unseen)
-        self._begun = assigned
-        self._ahead = {at: end for at, end in self._ahead.items() if at in assigned and not self._reached(at, end)}
+        self._see_ends()
+        self._ahead = {at: end for at, end in self._ahead.items() if not self._reached(at, end)}
         return not self._ahead
-
-    def _reached(self, partition: TopicPartition, end: int) -> bool:
-        with self._bus.translated():
-            position = self._driver.position(kafka.TopicPartition(*partition), timeout_ms=int(TIMEOUT * 1000))
-        return position is not None and position >= end
 
     def close(self) -> None:
         """Leave the group, without a commit."""
@@ -562,17 +639,80 @@ class Consumer:
         with suppress(errors.KafkaError):
             self._driver.close(autocommit=False, timeout_ms=int(TIMEOUT * 1000))
 
+    def _positions(self) -> Positions:
+        with self._bus.translated():
+            found = {at: self._driver.position(at, timeout_ms=0) for at in self._driver.assignment()}
+        return {at: OffsetAndMetadata(offset, "", -1) for at, offset in found.items() if offset is not None}
 
-class _Joined(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
-    """Know whether the group has ever given this consumer its partitions, be it none."""
+    def _see_ends(self) -> None:
+        """Remember where the partitions end that are new to this member."""
+        assigned = self._driver.assignment()
+        if unseen := assigned - self._begun:
+            self._ahead |= self._bus.ends_of(unseen)
+        self._ahead = {at: end for at, end in self._ahead.items() if at in assigned}
+        self._begun = assigned
 
-    once = False
+    def _reached(self, partition: TopicPartition, end: int) -> bool:
+        with self._bus.translated():
+            position = self._driver.position(kafka.TopicPartition(*partition), timeout_ms=int(TIMEOUT * 1000))
+        return position is not None and position >= end
+
+    def _stay(self, seconds: float) -> None:
+        """Remain a member for so long without reading: polling is what keeps the group from going on without it."""
+        self._driver.pause(*self._driver.assignment())
+        try:
+            with self._bus.translated():
+                found = self._driver.poll(timeout_ms=int(1000 * seconds), max_records=1)
+        except BackendError as error:
+            if not error.retriable:
+                raise
+            time.sleep(seconds)
+            return
+        for partition, records in found.items():  # assigned during the poll, so not paused
+            self._driver.seek(partition, records[0].offset)
+
+    def _look(self) -> None:
+        """Raise if a topic was deleted and created again, and begin it anew: the driver goes on at its old offset."""
+        self._looked = time.monotonic()
+        try:
+            ids = self._bus.topic_ids(self._ids)
+        except BackendError as error:  # what was deleted may come again
+            raise BackendError(str(error), retriable=True) from error
+        anew = [name for name, found in ids.items() if found != self._ids[name]]
+        if not anew:
+            return
+        self._ids = ids
+        again = {partition for partition in self._driver.assignment() if partition.topic in anew}
+        self._forget(again)
+        self._begun -= again
+        for partition in again:
+            self._driver.seek_to_beginning(partition)
+        raise BackendError(
+            f"{self._bus.url}: {', '.join(anew)} was deleted and created again; it is read from its beginning now",
+            retriable=True,
+        )
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
+            self._unsure.pop(partition, None)
+            self._settled.pop(partition, None)
+
+
+class _Listener(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the driver has no types
+    """Know whether the group has ever given this consumer partitions, and tell which ones it takes away.
+
+    That happens in a poll alone, when all that was read before is committed, or will be delivered again.
+    """
+
+    def __init__(self, taken: Callable[[Iterable[TopicPartition]], None]) -> None:
+        self.joined = False
+        self._taken = taken
 
     def on_partitions_assigned(self, assigned: object) -> None:
-        self.once = True
+        self.joined = True
 
-    def on_partitions_revoked(self, revoked: object) -> None:
-        """Do nothing: what was read and not committed is delivered again."""
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._taken(revoked)
 
 
 def _problem(topic: Topic, partitions: int, replicas: set[int], policy: str, server: str) -> str | None:
@@ -629,7 +769,7 @@ def _unacknowledged(sent: Iterable[Sent]) -> list[Sent]:
 
 
 def _message(record: Any) -> Message:
-    headers = tuple((name, text or b"") for name, text in record.headers)
+    headers = tuple((name, text or b"") for name, text in record.headers)  # the driver could not send a null again
     return Message(record.topic, record.partition, record.offset, record.key, record.value, headers, record.timestamp)
 
 

@@ -102,6 +102,8 @@ def backend_error(url: str, error: errors.KafkaError, since: float, *, opening: 
         Whether none has succeeded yet. After one, any cause may pass, a refused password too: a broker that has just
         started need not know its users yet.
     """
+    if isinstance(error, errors.CommitFailedError):
+        return BackendError(f"{url}: the group has given what was read to another consumer; go on", retriable=True)
     text = " ".join(str(error).split())[:300]
     no_answer = isinstance(error, NO_ANSWER)
     failures = driver_log.failures(max(since, time.time() - RECENT)) if no_answer else []

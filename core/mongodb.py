@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +23,14 @@ TIMEOUT_MS = 4500
 """Until a server is given up: a first connection has 5 s."""
 WRITE_TIMEOUT_MS = 30_000
 """Until a write that no majority has acknowledged has failed."""
+ANSWER_TIMEOUT_MS = 60_000
+"""Until an answer that does not come is an error: a server may hang without closing the connection."""
 PAGE = 100
 """Documents per page of a scan; the server sends fewer where they exceed 16 MB."""
 LIMIT = 16 * 1024 * 1024
 """Bytes of a document, in every MongoDB."""
+BREAKS = 3
+"""So often a batch may break the connection until it is halved."""
 LIVING = {"deleted": {"$ne": True}}
 DUPLICATE_KEY = 11000
 WRONG_PASSWORD = 18
@@ -40,7 +45,7 @@ Guarded = tuple[Document, RawBSONDocument]
 class MongoStore:
     """`Store` on MongoDB; its promises are in `core.store.Store`.
 
-    A document is its record under ``_id``, a deletion mark ``{_id, rev, deleted: true}``.
+    A document is its record under ``_id``, a deletion mark ``{_id, rev, deleted: true, deleted_at: UTC µs}``.
 
     Parameters
     ----------
@@ -68,6 +73,7 @@ class MongoStore:
                 retryWrites=False,
                 serverSelectionTimeoutMS=TIMEOUT_MS,
                 connectTimeoutMS=TIMEOUT_MS,
+                socketTimeoutMS=ANSWER_TIMEOUT_MS,
                 appname="murmuration",
             )
         except (errors.PyMongoError, ValueError, OSError) as error:
@@ -89,7 +95,8 @@ class MongoStore:
 
     def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
         """Mark keys as deleted."""
-        marks = ({"_id": key, "rev": rev, "deleted": True} for key, rev in revs.items())
+        now = time.time_ns() // 1000
+        marks = ({"_id": key, "rev": rev, "deleted": True, "deleted_at": now} for key, rev in revs.items())
         return self._replace(kind.collection, marks).written
 
     def get(self, kind: type[R], key: str) -> R | None:
@@ -132,6 +139,14 @@ class MongoStore:
         with self._translated():
             return self._database[kind.collection].delete_many(_starting_with(prefix)).deleted_count
 
+    def sweep(self, kind: type[Record], older_than: float) -> int:
+        """Remove old marks, by an index that holds nothing but marks."""
+        marks = self._database[kind.collection]
+        before = time.time_ns() // 1000 - int(older_than * 1e6)
+        with self._translated():
+            marks.create_index("deleted_at", sparse=True)
+            return marks.delete_many({"deleted_at": {"$lt": before}}).deleted_count
+
     def size(self) -> int:
         """Return the bytes that the server says the database takes, indexes included; 0 where it does not say."""
         with self._translated():
@@ -161,9 +176,30 @@ class MongoStore:
     def _bulk(
         self, collection: str, guarded: list[Guarded], refused: dict[str, str], *, upsert: bool
     ) -> tuple[int, list[Guarded]]:
-        """Return how many were written and those that collided; add the others' reasons to `refused`."""
+        """Return how many were written and those that collided; add the others' reasons to `refused`.
+
+        What breaks the connection again and again to a server that is well is halved, until the culprit stands alone.
+        """
         if not guarded:
             return 0, []
+        for _ in range(BREAKS):
+            try:
+                return self._bulk_at_once(collection, guarded, refused, upsert=upsert)
+            except (errors.NotPrimaryError, errors.NetworkTimeout):
+                raise
+            except errors.AutoReconnect as error:
+                broken = _line(error)
+                self._database.command("ping")  # raises if the server is gone: then no document is to blame
+        if len(guarded) == 1:
+            refused[guarded[0][0]["_id"]] = f"breaks the connection to MongoDB: {broken}"
+            return 0, []
+        half = len(guarded) // 2
+        parts = [self._bulk(collection, part, refused, upsert=upsert) for part in (guarded[:half], guarded[half:])]
+        return sum(written for written, _ in parts), [one for _, collided in parts for one in collided]
+
+    def _bulk_at_once(
+        self, collection: str, guarded: list[Guarded], refused: dict[str, str], *, upsert: bool
+    ) -> tuple[int, list[Guarded]]:
         requests: list[pymongo.ReplaceOne[Document]] = [
             pymongo.ReplaceOne(guard, document, upsert=upsert) for guard, document in guarded
         ]

@@ -50,6 +50,11 @@ class Names:
         return f"{self.prefix}murmur.load"
 
     @property
+    def dead_letter_group(self) -> str:
+        """The consumer group that takes dead letters off their topic."""
+        return f"{self.prefix}murmur.dlq"
+
+    @property
     def publisher(self) -> str:
         """The ``transactional.id`` of all writing to cluster topics."""
         return f"{self.prefix}murmur.publish"
@@ -92,7 +97,12 @@ def cloud_event(kind: str, key: str, rev: int, feature_set: str = "") -> tuple[t
 
 def utc_now() -> str:
     """Return the time in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return utc(datetime.now(UTC))
+
+
+def utc(moment: datetime) -> str:
+    """Return a moment in UTC, ISO 8601."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def digest(data: bytes) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import orjson
 
-from core.bus import Headers, Message, Offsets, Topic, TopicPartition
+from core.bus import Consumer, Headers, Message, Offsets, Topic, TopicPartition
 from core.errors import BackendError, FencedError
 from core.names import digest
 from core.sqlite import Database
@@ -58,9 +58,10 @@ class SQLiteBus:
         """Return the names of the existing topics, sorted."""
         return [name for (name,) in self._database.read("SELECT name FROM topics ORDER BY name")]
 
-    def producer(self, transactional_id: str | None = None) -> SQLiteProducer:
+    def producer(self, transactional_id: str | None = None, *, commits: Consumer | None = None) -> SQLiteProducer:
         """Open a producer."""
-        return SQLiteProducer(self._database, transactional_id)
+        assert commits is None or isinstance(commits, SQLiteConsumer)
+        return SQLiteProducer(self._database, transactional_id, commits)
 
     def consumer(
         self, topics: Iterable[str], *, group: str | None = None, start: Mapping[TopicPartition, int] | None = None
@@ -76,6 +77,13 @@ class SQLiteBus:
         """Return the end of each topic."""
         return {TopicPartition(name, 0): _topic(self._database, name)[2] for name in topics}
 
+    def trim(self, offsets: Offsets) -> None:
+        """Remove what stands before these offsets."""
+        rows = [(_topic(self._database, name)[0], offset) for (name, _), offset in offsets.items()]
+        with self._database.write() as connection:
+            connection.executemany("DELETE FROM messages WHERE topic_id = ? AND offset < ?", rows)
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()
@@ -84,9 +92,10 @@ class SQLiteBus:
 class SQLiteProducer:
     """`Producer` on SQLite."""
 
-    def __init__(self, database: Database, transactional_id: str | None) -> None:
+    def __init__(self, database: Database, transactional_id: str | None, commits: SQLiteConsumer | None) -> None:
         self._database = database
         self._id = transactional_id
+        self._commits = commits
         self._cleanup: dict[str, str] = {}
         self._buffer: list[Unwritten] = []
         self._bytes = 0
@@ -108,7 +117,7 @@ class SQLiteProducer:
         """Write what was sent, unless a transaction is open: its end writes it."""
         if self._in_transaction or not self._buffer:
             return
-        messages, self._buffer, self._bytes = self._buffer, [], 0
+        messages = self._taken()
         with self._database.write() as connection:
             self._check_epoch(connection)
             for message in messages:
@@ -117,7 +126,7 @@ class SQLiteProducer:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Write all that is sent inside at its end, or nothing."""
-        if self._id is None:
+        if self._id is None and self._commits is None:
             raise BackendError("a transaction needs a producer with a transactional_id")
         self.flush()
         self._in_transaction = True
@@ -128,11 +137,17 @@ class SQLiteProducer:
             raise
         finally:
             self._in_transaction = False
+        if self._commits:
+            self._commits.commit_with(self._taken())
         self.flush()
 
     def close(self) -> None:
         """Forget what was not flushed."""
         self._buffer = []
+
+    def _taken(self) -> list[Unwritten]:
+        messages, self._buffer, self._bytes = self._buffer, [], 0
+        return messages
 
     def _take_over(self) -> int:
         with self._database.write() as connection:
@@ -181,12 +196,24 @@ class SQLiteConsumer:
         """Persist the position for the group."""
         if self._group is None:
             raise BackendError("a consumer without a group has nothing to commit to")
-        if self._position is None or self._position == self._committed:
-            return
-        rows = [(self._group, self._topics[name], offset) for name, offset in self._position.items()]
+        if (self._position or {}) != self._committed:
+            self.commit_with([])
+
+    def commit_with(self, messages: Iterable[Unwritten]) -> None:
+        """Write messages and persist the position in one transaction."""
+        position = dict(self._position or {})
+        rows = [(self._group, self._topics[name], offset) for name, offset in position.items()]
         with self._database.write() as connection:
+            for message in messages:
+                _append(connection, *message)
             connection.executemany("INSERT OR REPLACE INTO offsets VALUES (?, ?, ?)", rows)
-        self._committed = dict(self._position)
+        self._committed = position
+
+    def rewind(self, seconds: float = 0.0) -> None:
+        """Go back to the last commit, and wait; the lease is kept."""
+        if self._position is not None:
+            self._position = dict(self._committed)
+        time.sleep(seconds)
 
     def at_end(self) -> bool:
         """Return whether every position has reached the end seen when reading began."""
@@ -209,20 +236,23 @@ class SQLiteConsumer:
 
     def _begin(self, start: Offsets) -> None:
         self._position = {name: start.get(TopicPartition(name, 0), 0) for name in self._topics}
+        self._committed = dict(self._position)
         self._ends = {name: _topic(self._database, name)[2] for name in self._topics}
 
     def _next(self, max_records: int) -> list[Message]:
         position = self._position or {}
         messages: list[Message] = []
         for name, topic_id in self._topics.items():
+            if len(messages) == max_records:
+                break
             rows = self._database.read(
                 """SELECT offset, key, value, headers, timestamp FROM messages
                 WHERE topic_id = ? AND offset >= ? ORDER BY offset LIMIT ?""",
                 (topic_id, position[name], max_records - len(messages)),
             )
             messages += [_message(name, *row) for row in rows]
-            if rows:
-                position[name] = rows[-1][0] + 1
+            # without rows the rest up to the end was trimmed
+            position[name] = rows[-1][0] + 1 if rows else max(position[name], self._ends[name])
         return messages
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ SCHEMA = {
         collection TEXT NOT NULL, _id TEXT NOT NULL, rev INTEGER NOT NULL, deleted INTEGER NOT NULL,
         doc TEXT NOT NULL, bulk TEXT)""",
     "documents_key": "CREATE UNIQUE INDEX documents_key ON documents (collection, _id)",
+    "documents_deleted": "CREATE INDEX documents_deleted ON documents (collection) WHERE deleted",
 }
 UPSERT = """
 INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)
@@ -48,7 +50,8 @@ class SQLiteStore:
 
     def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
         """Mark keys as deleted."""
-        return self._write([(kind.collection, key, rev, True, "{}", None) for key, rev in revs.items()])
+        mark = orjson.dumps({"deleted_at": time.time_ns() // 1000}).decode()
+        return self._write([(kind.collection, key, rev, True, mark, None) for key, rev in revs.items()])
 
     def get(self, kind: type[R], key: str) -> R | None:
         """Return one record, or None."""
@@ -92,6 +95,15 @@ class SQLiteStore:
             ).rowcount
             connection.execute("PRAGMA incremental_vacuum").fetchall()
         return removed
+
+    def sweep(self, kind: type[Record], older_than: float) -> int:
+        """Remove old marks."""
+        before = time.time_ns() // 1000 - int(older_than * 1e6)
+        with self._database.write() as connection:
+            return connection.execute(
+                "DELETE FROM documents WHERE collection = ? AND deleted AND json_extract(doc, '$.deleted_at') < ?",
+                (kind.collection, before),
+            ).rowcount
 
     def size(self) -> int:
         """Return the bytes of the file, which the bus may share."""

@@ -73,6 +73,9 @@ class Store(Protocol):
     def purge(self, kind: type[Record], prefix: str) -> int:
         """Remove every record whose key starts with `prefix` (not empty) without leaving a mark."""
 
+    def sweep(self, kind: type[Record], older_than: float) -> int:
+        """Remove the marks of what was deleted here more than so many seconds ago; return how many."""
+
     def size(self) -> int:
         """Return the bytes the store takes."""
 

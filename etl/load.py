@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from core.bus import Bus, Message, Producer, lag
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, stop_never, wait_random_exponential
+
+from core.bus import Bus, Consumer, Message, Producer, lag
 from core.config import Config
-from core.errors import RecordError
+from core.errors import BackendError, RecordError
 from core.jobs import Progress, Report, Watch, ignore
-from core.names import Names, utc_now
+from core.names import Names
 from core.records import Failure, Record, Track
 from core.store import Store
+from etl.dead_letters import Place, bury
 from etl.messages import Decoded, create_topics, decode
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """How long a poll waits for messages before it is asked again whether the end is reached."""
+WINDOW = 1000
+"""The last messages, of which no more than `load.max_bad_share` may be bad."""
+FEWEST = 100
+"""So many messages are needed to speak of a share."""
+LONGEST_WAIT = 15.0
+"""Seconds between two tries of a connection that is broken; the first is made after at most one."""
+PATIENCE = 120.0
+"""Seconds until a connection that stays broken is an error, unless the bus is followed."""
+SWEEP_SECONDS = 24 * 3600.0
+"""Between two sweeps, if the bus is followed."""
 
 
 class Entry(NamedTuple):
@@ -30,29 +44,46 @@ class Entry(NamedTuple):
     decoded: Decoded[Any]
 
 
-class DeadLetter(NamedTuple):
+class Dead(NamedTuple):
     """A message that cannot be loaded, and why."""
 
     message: Message
     reason: str
 
 
-def run(config: Config, *, store: Store, bus: Bus, progress: Watch = ignore) -> Report:
+class Batch(NamedTuple):
+    """What became of the messages of one poll."""
+
+    read: int
+    written: int
+    failed: int
+
+
+def run(
+    config: Config, *, store: Store, bus: Bus, progress: Watch = ignore, until: Callable[[], bool] | None = None
+) -> Report:
     """Load what is on the bus into the store.
 
     Reads the topics of tracks and failures from the group's committed offsets to the end there was at the start, and
     writes the latest version of each key; a tombstone deletes. A message that is no record, or that the store refuses,
     goes to the dead letters as it is, and the rest go on. The order is always: write, dead letters, flush, commit; so a
-    run that is stopped anywhere is repeated from its last commit, and repeating changes nothing.
+    run that is stopped anywhere is repeated from its last commit, and repeating changes nothing. Several runs at once
+    share the work, and each ends when all of it is done.
+
+    A broken connection to the store or the bus is waited for, two minutes at most; nothing is lost meanwhile. At the
+    end the marks of what was deleted are swept that are older than `store.deleted_retention`.
 
     Parameters
     ----------
     config : Config
-        `load.batch`, and section `topics`.
+        Sections `load` and `topics`, and `store.deleted_retention`.
     store, bus
         From the bus, into the store; dead letters go to the bus.
     progress : callable
         Told how many messages were read.
+    until : callable, optional
+        Follow the bus until this is true, after the batch at hand; then a broken connection is waited for without end,
+        and marks are swept daily.
 
     Returns
     -------
@@ -61,24 +92,29 @@ def run(config: Config, *, store: Store, bus: Bus, progress: Watch = ignore) -> 
 
     Raises
     ------
+    RecordError
+        If too many of the last messages are bad; nothing of the batch at hand is committed.
     BackendError
         If the store or the bus fails; nothing of the batch at hand is committed.
     """
     started = time.monotonic()
     names = create_topics(bus, config)
-    topics: dict[str, type[Record]] = {names.tracks: Track, names.failed: Failure}
-    total = lag(bus, names.load_group, topics)
+    total = lag(bus, names.load_group, [names.tracks, names.failed])
     read = written = failed = 0
-    with closing(bus.producer()) as producer, closing(bus.consumer(topics, group=names.load_group)) as consumer:
-        while not consumer.at_end():
-            messages = consumer.poll(POLL_SECONDS, config.load.batch)
-            changed, dead = _write(messages, topics, store)
-            _bury(dead, names, producer)
-            consumer.commit()
-            read, written, failed = read + len(messages), written + changed, failed + len(dead)
-            if messages:
-                log.info("loaded %d messages: %d records written, %d dead letters", len(messages), changed, len(dead))
-                progress(Progress("load", read, max(total, read), failed))
+    with closing(Loader(config, names, store=store, bus=bus)) as loader:
+        patiently = _patience(loader.consumer, until)
+        has_ended = until or loader.has_caught_up
+
+        def next_batch() -> Batch | None:
+            return None if has_ended() else loader.load()
+
+        while batch := patiently(next_batch):
+            read, written, failed = read + batch.read, written + batch.written, failed + batch.failed
+            if batch.read:
+                log.info("loaded %d messages: %d records written, %d dead letters", *batch)
+                progress(Progress("load", read, None if until else max(total, read), failed))
+        if until is None:
+            patiently(loader.sweep)
     if read:
         progress(Progress("load", read, read, failed))
     seconds = time.monotonic() - started
@@ -87,9 +123,127 @@ def run(config: Config, *, store: Store, bus: Bus, progress: Watch = ignore) -> 
     )
 
 
-def _write(
-    messages: Iterable[Message], kinds: Mapping[str, type[Record]], store: Store
-) -> tuple[int, list[DeadLetter]]:
+class Loader:
+    """A member of the group that loads.
+
+    Parameters
+    ----------
+    config : Config
+    names : Names
+        Of the topics, which exist.
+    store, bus
+    """
+
+    def __init__(self, config: Config, names: Names, *, store: Store, bus: Bus) -> None:
+        self._config, self._names, self._store, self._bus = config, names, store, bus
+        self._kinds: dict[str, type[Record]] = {names.tracks: Track, names.failed: Failure}
+        self._ends = bus.ends(self._kinds)
+        self._is_idle = True
+        self._recent: deque[bool] = deque(maxlen=WINDOW)
+        """Which of the last messages were bad."""
+        self._producer: Producer | None = None
+        self._sweep_at = 0.0
+        self.consumer: Consumer = bus.consumer(self._kinds, group=names.load_group)
+
+    def load(self) -> Batch:
+        """Load what one poll brings, and commit it; raise without a commit."""
+        messages = self.consumer.poll(POLL_SECONDS, self._config.load.batch)
+        written, dead = _write(messages, self._kinds, self._store)
+        recent = self._checked(messages, dead)
+        if dead:
+            self._bury(dead)
+        else:
+            self.consumer.commit()
+        self._recent.extend(recent)
+        self._is_idle = not messages
+        if self._is_idle:
+            self.sweep()
+        return Batch(len(messages), written, len(dead))
+
+    def has_caught_up(self) -> bool:
+        """Return whether the group, this member or another, has committed all that there was when this one began."""
+        if not self._is_idle and not self.consumer.at_end():
+            return False
+        committed, ends = self._bus.committed(self._names.load_group, self._kinds), self._bus.ends(self._kinds)
+        return all(committed.get(at, 0) >= min(end, ends.get(at, 0)) for at, end in self._ends.items())
+
+    def sweep(self) -> None:
+        """Remove old marks of what was deleted, not more often than once a day."""
+        if time.monotonic() < self._sweep_at:
+            return
+        older_than = self._config.store.deleted_retention * 24 * 3600
+        swept = sum(self._store.sweep(kind, older_than) for kind in self._kinds.values())
+        log.info("swept %d marks of what was deleted", swept)
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.consumer.close()
+        if self._producer:
+            self._producer.close()
+
+    def _checked(self, messages: Iterable[Message], dead: Iterable[Dead]) -> list[bool]:
+        """Return which messages are bad; raise if with them too many are: a wrong topic is no heap of dead letters."""
+        bad = {_place(message): reason for message, reason in dead}
+        are_bad = [_place(message) in bad for message in messages]
+        recent = [*self._recent, *are_bad][-WINDOW:]
+        allowed = self._config.load.max_bad_share
+        if bad and len(recent) >= FEWEST and sum(recent) > allowed * len(recent):
+            place, reason = next(iter(bad.items()))
+            raise RecordError(
+                f"{sum(recent)} of the last {len(recent)} messages cannot be loaded, more than load.max_bad_share "
+                f"({allowed:.0%}) allows, such as {place}: {reason}; they stay where they are: see that topics.prefix "
+                "is right, mend what sends them, or raise the share"
+            )
+        return are_bad
+
+    def _bury(self, dead: Iterable[Dead]) -> None:
+        """Send dead letters and commit, both or neither: so each of them is there once."""
+        if self._producer is None:
+            self._producer = self._bus.producer(commits=self.consumer)
+        try:
+            with self._producer.transaction():
+                for message, reason in dead:
+                    bury(self._producer, self._names.dead_letters, message, reason)
+        except BackendError:
+            self._producer.close()
+            self._producer = None
+            raise
+        for message, reason in dead:
+            log.warning("%s: dead letter: %s", _place(message), reason)
+
+
+def _patience(consumer: Consumer, until: Callable[[], bool] | None) -> Retrying:
+    """Return what calls again where a connection is broken, the longer the later, until it is asked to stop.
+
+    The consumer goes back to its last commit and polls while it waits, so that it stays in its group.
+    """
+
+    def wait(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        consumer.rewind()
+        while (left := deadline - time.monotonic()) > 0 and not (until and until()):
+            consumer.rewind(min(left, 1.0))
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        log.warning("%s: trying again", state.outcome.exception())
+
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, BackendError) and error.retriable),
+        wait=wait_random_exponential(max=LONGEST_WAIT),
+        stop=stop_never if until else stop_after_delay(PATIENCE),
+        sleep=wait,
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
+def _place(message: Message) -> Place:
+    return Place(message.topic, message.partition, message.offset)
+
+
+def _write(messages: Iterable[Message], kinds: Mapping[str, type[Record]], store: Store) -> tuple[int, list[Dead]]:
     """Write what can be written; return how many records changed, and the rest."""
     entries: dict[str, list[Entry]] = {topic: [] for topic in kinds}
     dead = []
@@ -97,14 +251,14 @@ def _write(
         try:
             entries[message.topic].append(Entry(message, decode(kinds[message.topic], message)))
         except RecordError as error:
-            dead.append(DeadLetter(message, str(error)))
+            dead.append(Dead(message, str(error)))
     written = 0
     for topic, batch in entries.items():
         while batch:  # a version that the store refuses makes way for the one before it
             latest = _latest(batch)
             changed, refused = _upsert(kinds[topic], latest.values(), store)
             written += changed
-            dead += [DeadLetter(latest[key].message, reason) for key, reason in refused.items()]
+            dead += [Dead(latest[key].message, reason) for key, reason in refused.items()]
             batch = [one for one in batch if one.decoded.key in refused and one is not latest[one.decoded.key]]
     return written, dead
 
@@ -124,20 +278,3 @@ def _upsert(kind: type[Record], entries: Iterable[Entry], store: Store) -> tuple
     decoded = [entry.decoded for entry in entries]
     written, refused = store.upsert([one.record for one in decoded if one.record])
     return written + store.delete(kind, {one.key: one.rev for one in decoded if not one.record}), refused
-
-
-def _bury(dead: Iterable[DeadLetter], names: Names, producer: Producer) -> None:
-    """Send messages to the dead letters, key, value and headers as they are, and the reason behind them."""
-    for message, reason in dead:
-        log.warning("%s[%d]@%d: dead letter: %s", message.topic, message.partition, message.offset, reason)
-        why = {
-            "dlq_reason": reason,
-            "dlq_class": RecordError.__name__,
-            "dlq_topic": message.topic,
-            "dlq_partition": str(message.partition),
-            "dlq_offset": str(message.offset),
-            "dlq_first_seen": utc_now(),
-        }
-        headers = (*message.headers, *((name, text.encode("utf-8", "replace")) for name, text in why.items()))
-        producer.send(names.dead_letters, message.key, message.value, headers)
-    producer.flush()

@@ -6,9 +6,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,9 @@ import pytest
 import soundfile
 
 from cli.main import app, main
+from core import open_bus
+from core.config import Config
+from etl.messages import create_topics
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 
@@ -152,7 +157,18 @@ def test_a_config_that_is_not_there_is_named(murmur: Murmur) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "clusters", "failures", "failures retry", "similar x", "subscribe c01", "export features a.csv"],
+    [
+        "status",
+        "clusters",
+        "failures",
+        "failures retry",
+        "dlq",
+        "dlq replay",
+        "dlq purge --all",
+        "similar x",
+        "subscribe c01",
+        "export features a.csv",
+    ],
 )
 def test_a_command_that_reads_makes_no_file_before_the_first_run(murmur: Murmur, command: str) -> None:
     says(murmur(*command.split()), 2, "murmur.db", "murmur run")
@@ -335,6 +351,83 @@ def test_sigterm_stops_as_ctrl_c_does(murmur: Murmur, tones: Path, tmp_path: Pat
         said = running.stderr.read()
     assert running.returncode == 130
     assert said.endswith("murmur: stopped; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_load_that_follows_finishes_its_batch_and_says_what_it_did_when_it_is_stopped(
+    murmur: Murmur, tmp_path: Path, number: signal.Signals
+) -> None:
+    bury("murmur.db")
+    command = [Path(sys.executable).with_name("murmur"), "-v", "load", "--follow"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        while "loaded 3 messages: 0 records written, 3 dead letters" not in running.stderr.readline():
+            pass
+        running.send_signal(number)
+        said, _ = running.communicate()
+    assert running.returncode == 0
+    assert said.startswith("load: 3 read, 3 failed, 3 sent")
+    assert "nothing to do" in murmur("load").out
+
+
+# Dead letters
+
+
+def bury(database: str, n_messages: int = 3) -> None:
+    """Send messages that cannot be loaded."""
+    with closing(open_bus(f"sqlite:///{database}")) as bus:
+        names = create_topics(bus, Config())
+        producer = bus.producer()
+        for n in range(n_messages):
+            producer.send(names.tracks, b"k%d" % n, b"poison \xff %d" % n, (("rev", b"1"),))
+        producer.flush()
+
+
+def test_dead_letters_are_listed_shown_sent_back_and_removed(murmur: Murmur) -> None:
+    bury("murmur.db")
+    assert murmur("-q", "load").code == 0
+    listed = json.loads(murmur("dlq", "--json").out)
+    assert [letter["place"] for letter in listed] == [f"tracks.features.v1/0/{n}" for n in range(3)]
+    assert json.loads(murmur("status", "--json").out)["dead_letters"] == 3
+    assert murmur("dlq").out.count("not a Track") == 3
+    (shown,) = [json.loads(murmur("dlq", "show", listed[1]["place"], "--json").out)]
+    assert (shown["value"], shown["headers"], shown["attempts"]) == ("poison \\xff 1", [["rev", "1"]], 1)
+
+    assert murmur("dlq", "list", "--reason", "no such reason").out == "no dead letters\n"
+    assert murmur("dlq", "list", "--since", "2999-12-31T23:59").out == "no dead letters\n"
+    assert murmur("dlq", "replay", listed[1]["place"]).out == "dead letters sent back: 1; type next:\n  murmur load\n"
+    assert murmur("dlq", "purge", "tracks.features.v1/0/0").out == "dead letters removed: 1\n"
+    assert murmur("-q", "load").code == 0
+    listed = json.loads(murmur("dlq", "list", "tracks.features.v1", "--json").out)
+    assert [(letter["place"], letter["attempts"]) for letter in listed] == [
+        ("tracks.features.v1/0/2", 1),
+        ("tracks.features.v1/0/3", 2),
+    ]
+    assert json.loads(murmur("dlq", "purge", "--all", "--json").out)["read"] == 2
+    assert murmur("dlq", "replay").out == "no dead letters\n"
+
+
+def test_what_is_tried_too_often_stays_and_that_is_said(murmur: Murmur) -> None:
+    bury("murmur.db")
+    for _ in range(4):
+        assert murmur("-q", "load").code == 0
+        assert "sent back: 3" in murmur("dlq", "replay").out
+    murmur("-q", "load")
+    assert murmur("dlq", "replay").out.startswith("dead letters that stay, tried too often or from elsewhere: 3;")
+
+
+def test_to_purge_everything_must_be_said(murmur: Murmur) -> None:
+    bury("murmur.db")
+    murmur("-q", "load")
+    says(murmur("dlq", "purge"), 2, "--all")
+    says(murmur("dlq", "show", "nowhere/0/1"), 2, "nowhere/0/1", "murmur dlq")
+    assert len(json.loads(murmur("dlq", "--json").out)) == 3
+
+
+def test_too_many_bad_messages_stop_load_with_the_setting_that_says_so(murmur: Murmur) -> None:
+    bury("murmur.db", 120)
+    says(murmur("-q", "load"), 1, "120 of the last 120", "load.max_bad_share", "tracks.features.v1/0/0")
+    assert json.loads(murmur("dlq", "--json").out) == []
 
 
 def test_status_says_what_there_is(murmur: Murmur, finished: Path) -> None:

@@ -254,6 +254,15 @@ class BusContract:
         assert consumer.at_end()
         assert values(take(consumer, 5)) == [b"later"] * 5
 
+    def test_the_end_of_a_member_of_a_group_is_that_of_its_first_poll(self, bus: Bus, topic: str, group: str) -> None:
+        send(bus, topic, b"1", b"2")
+        consumer = bus.consumer([topic], group=group)
+        take(consumer, 1)
+        send(bus, topic, b"later")
+        assert not consumer.at_end()
+        take(consumer, 1)
+        assert consumer.at_end()
+
     def test_a_reader_that_reached_the_end_can_follow(self, bus: Bus, topic: str) -> None:
         send(bus, topic, b"1")
         consumer = bus.consumer([topic])
@@ -338,6 +347,29 @@ class BusContract:
         assert second.poll(0.5) == []
         first.close()
         assert values(take(second, 4)) == [b"2", b"3", b"4", b"5"]
+
+    def test_after_going_back_what_was_not_committed_is_delivered_again(self, bus: Bus, topic: str, group: str) -> None:
+        send(bus, topic, *(b"%d" % n for n in range(6)))
+        consumer = bus.consumer([topic], group=group)
+        take(consumer, 2)
+        consumer.rewind()
+        assert values(take(consumer, 3)) == [b"0", b"1", b"2"]
+        consumer.commit()
+        take(consumer, 2)
+        consumer.rewind(0.5)
+        assert values(take(consumer, 3)) == [b"3", b"4", b"5"]
+        consumer.rewind()
+        consumer.commit()
+        assert bus.committed(group, [topic]) == {TopicPartition(topic, 0): 3}
+
+    def test_going_back_with_nothing_read_changes_nothing(self, bus: Bus, topic: str, group: str) -> None:
+        send(bus, topic, b"1", b"2")
+        consumer = bus.consumer([topic], group=group)
+        consumer.rewind(0.3)
+        take(consumer, 1)
+        consumer.commit()
+        consumer.rewind()
+        assert values(drain(consumer)) == [b"2"]
 
     # Ends
 
@@ -480,6 +512,64 @@ class BusContract:
         producer = bus.producer()
         with pytest.raises(BackendError, match="transactional_id"), producer.transaction():
             pass
+
+    def test_a_transaction_that_commits_for_a_consumer_persists_messages_and_position_together(
+        self, bus: Bus, new_topic: NewTopic, group: str
+    ) -> None:
+        source, target = new_topic(), new_topic()
+        send(bus, source, *(b"%d" % n for n in range(5)))
+        consumer = bus.consumer([source], group=group)
+        producer = bus.producer(commits=consumer)
+        for n_messages in (2, 1):
+            with producer.transaction():
+                for message in take(consumer, n_messages):
+                    producer.send(target, message.key, message.value)
+        assert everything(bus, target) == [b"0", b"1", b"2"]
+        assert bus.committed(group, [source]) == {TopicPartition(source, 0): 3}
+        consumer.rewind()
+        assert values(drain(consumer)) == [b"3", b"4"]
+
+    def test_a_transaction_that_raises_persists_neither_messages_nor_position(
+        self, bus: Bus, new_topic: NewTopic, group: str
+    ) -> None:
+        source, target = new_topic(), new_topic()
+        send(bus, source, b"0", b"1", b"2")
+        consumer = bus.consumer([source], group=group)
+        producer = bus.producer(commits=consumer)
+
+        def give_up() -> None:
+            with producer.transaction():
+                for message in take(consumer, 2):
+                    producer.send(target, message.key, message.value)
+                raise GiveUpError
+
+        with pytest.raises(GiveUpError):
+            give_up()
+        assert everything(bus, target) == []
+        assert bus.committed(group, [source]) == {}
+        consumer.rewind()
+        with producer.transaction():
+            for message in take(consumer, 3):
+                producer.send(target, message.key, message.value)
+        assert everything(bus, target) == [b"0", b"1", b"2"]
+
+    # Trimming
+
+    def test_what_is_trimmed_is_gone_and_offsets_stay(self, bus: Bus, new_topic: NewTopic, group: str) -> None:
+        trimmed, other = new_topic(), new_topic()
+        for topic in (trimmed, other):
+            send(bus, topic, *(b"%d" % n for n in range(5)))
+        bus.trim({TopicPartition(trimmed, 0): 3})
+        messages = list(read_to_end(bus, [trimmed]))
+        assert [(message.offset, message.value) for message in messages] == [(3, b"3"), (4, b"4")]
+        assert len(everything(bus, other)) == 5
+        bus.trim({TopicPartition(trimmed, 0): 5})
+        bus.trim({})
+        assert everything(bus, trimmed) == []
+        assert bus.ends([trimmed]) == {TopicPartition(trimmed, 0): 5}
+        send(bus, trimmed, b"5")
+        assert [message.offset for message in read_to_end(bus, [trimmed])] == [5]
+        assert values(drain(bus.consumer([trimmed], group=group))) == [b"5"]
 
     # Compaction
 

@@ -62,6 +62,7 @@ def test_variables_are_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"clusterin": {}}, ["clusterin", "did you mean 'clustering'"]),
         ({"clustering": {"n_cluster": 3}}, ["clustering.n_cluster", "did you mean 'n_clusters'"]),
+        ({"store": {"deleted_retention": 14}}, ["store.deleted_retention", "14", "greater"]),
         ({"clustering": {"n_clusters": "many"}}, ["clustering.n_clusters", "'many'", "integer"]),
         ({"audio": {"sample_rate": 8000}}, ["audio.sample_rate", "8000", "16000"]),
         ({"topics": {"prefix": "a b"}}, ["topics.prefix", "'a b'"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from pathlib import Path
 import kafka
 import pytest
 from conftest import Run
-from kafka.admin import ConfigResource
-from test_core_bus import GiveUpError, drain, everything, send, values
+from kafka.admin import ConfigResource, MemberToRemove
+from test_core_bus import GiveUpError, drain, everything, send, take, values
 
-from core.bus import Topic, open_bus, read_to_end
+from core.bus import Message, Topic, TopicPartition, lag, open_bus, read_to_end
 from core.errors import BackendError, FencedError
 from core.kafka import KafkaBus
 
@@ -358,6 +359,155 @@ def test_a_broker_that_goes_away_is_an_error_and_not_a_wait(
             call()
         assert caught.value.retriable
     bus.close()
+
+
+# Groups
+
+
+@pytest.fixture
+def other(kafka_url: str) -> Iterator[KafkaBus]:
+    """Return a second connection: another process, as far as the server knows."""
+    other = KafkaBus(kafka_url)
+    yield other
+    other.close()
+
+
+@pytest.fixture
+def shared(bus: KafkaBus) -> str:
+    """Return a topic of four partitions with 200 messages."""
+    name = f"topic.{uuid.uuid4().hex}.v1"
+    bus.create_topics([Topic(name, "delete", partitions=4)])
+    producer = bus.producer()
+    for n in range(200):
+        producer.send(name, b"%d" % n, b"%d" % n)
+    producer.flush()
+    return name
+
+
+@pytest.mark.servers
+def test_members_share_the_partitions_and_each_message_is_read_once_while_one_comes_and_goes(
+    bus: KafkaBus, other: KafkaBus, shared: str
+) -> None:
+    first, second = bus.consumer([shared], group=shared), None
+    read: dict[object, list[bytes | None]] = {first: []}
+    for _ in range(300):
+        for member in read:
+            read[member] += values(member.poll(0.1, 5))
+            member.commit()
+        if second is None and len(read[first]) >= 20:
+            second = other.consumer([shared], group=shared)
+            read = {first: read[first], second: []}
+        if second and len(read[second]) >= 10:
+            break
+    assert second
+    second.close()
+    while len(together := [*read[first], *read[second]]) < 200:
+        read[first] += values(first.poll(1.0))
+        first.commit()
+    assert sorted(together) == sorted(b"%d" % n for n in range(200))
+    assert len(read[second]) >= 10
+    assert lag(bus, shared, [shared]) == 0
+
+
+@pytest.mark.servers
+def test_a_member_that_waits_before_it_goes_on_lets_another_take_its_share(
+    bus: KafkaBus, other: KafkaBus, shared: str
+) -> None:
+    first, second = bus.consumer([shared], group=shared), other.consumer([shared], group=shared)
+    take(first, 4)
+    early: list[Message] = []
+
+    def follow() -> None:
+        deadline = time.monotonic() + 30
+        while not early and time.monotonic() < deadline:
+            early.extend(second.poll(0.1, 10))
+
+    following = threading.Thread(target=follow)
+    following.start()
+    while not early and following.is_alive():
+        first.rewind(0.5)
+    following.join()
+    read = values(early)
+    while len(read) < 200:
+        read += values(first.poll(0.1)) + values(second.poll(0.1))
+    assert early
+    assert sorted(read) == sorted(b"%d" % n for n in range(200))
+
+
+@pytest.mark.servers
+def test_a_member_whose_partitions_another_has_taken_commits_nothing_and_its_transaction_is_never_seen(
+    bus: KafkaBus, other: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    bus.create_topics([Topic(letters := f"{topic}.dlq", "delete")])
+    send(bus, topic, *(b"%d" % n for n in range(6)))
+    zombie, heir = bus.consumer([topic], group=topic), other.consumer([topic], group=topic)
+    producer = bus.producer(commits=zombie)
+    take(zombie, 3)
+    (member,) = admin.describe_groups([topic])[topic]["members"]
+    admin.remove_group_members(topic, [MemberToRemove(member_id=member["member_id"])])
+    take(heir, 1)
+    heir.commit()
+
+    def bury() -> None:
+        with producer.transaction():
+            producer.send(letters, b"k", b"letter")
+
+    with pytest.raises(BackendError, match="another consumer") as caught:
+        bury()
+    assert caught.value.retriable
+    zombie.commit()
+    assert everything(bus, letters) == []
+    assert bus.committed(topic, [topic]) == {TopicPartition(topic, 0): 1}
+    heir.close()
+    zombie.rewind(0.1)
+    assert len(take(zombie, 5)) == 5
+    bury()
+    assert everything(bus, letters) == [b"letter"]
+    assert bus.committed(topic, [topic]) == {TopicPartition(topic, 0): 6}
+
+
+# Topics that are created anew
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("n_messages", [1, 20])
+def test_a_topic_that_was_deleted_and_created_again_is_read_from_its_beginning_and_said_so(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, n_messages: int
+) -> None:
+    send(bus, topic, *(b"%d" % n for n in range(10)))
+    consumer = bus.consumer([topic], group=topic)
+    take(consumer, 5)
+    consumer.commit()
+    take(consumer, 5)
+    admin.delete_topics([topic])
+    with pytest.raises(BackendError, match="there is no topic") as caught:
+        consumer.commit()
+    assert caught.value.retriable
+    bus.create_topics([Topic(topic, "compact")])
+    send(bus, topic, *(b"new %d" % n for n in range(n_messages)))
+    with pytest.raises(BackendError, match=f"{topic} was deleted and created again") as caught:
+        consumer.commit()
+    assert caught.value.retriable
+    assert values(take(consumer, n_messages)) == [b"new %d" % n for n in range(n_messages)]
+    consumer.commit()
+    assert consumer.at_end()
+    assert bus.committed(topic, [topic]) == {TopicPartition(topic, 0): n_messages}
+
+
+@pytest.mark.servers
+def test_a_reader_that_only_polls_notices_a_new_topic_too(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(bus, topic, *(b"%d" % n for n in range(10)))
+    consumer = bus.consumer([topic])
+    take(consumer, 10)
+    admin.delete_topics([topic])
+    bus.create_topics([Topic(topic, "compact")])
+    send(bus, topic, *(b"new %d" % n for n in range(20)))
+    monkeypatch.setattr("core.kafka.LOOK_SECONDS", 0)
+    with pytest.raises(BackendError, match=f"{topic} was deleted and created again"):
+        consumer.poll()
+    assert len(drain(consumer)) == 20
 
 
 # Fencing

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import socketserver
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -72,11 +74,13 @@ def test_a_record_is_a_document_under_its_key(store: MongoStore, url: str) -> No
 
 
 @pytest.mark.servers
-def test_a_deletion_mark_holds_nothing_but_its_revision(store: MongoStore, url: str) -> None:
+def test_a_deletion_mark_holds_nothing_but_its_revision_and_its_time(store: MongoStore, url: str) -> None:
     store.upsert([track("a", rev=7, title="T")])
     store.delete(Track, {"a": 8})
     with pymongo.MongoClient(url) as client:
-        assert list(client.get_default_database()["tracks"].find()) == [{"_id": "a", "rev": 8, "deleted": True}]
+        (mark,) = client.get_default_database()["tracks"].find()
+    assert abs(mark.pop("deleted_at") - time.time() * 1e6) < 60e6
+    assert mark == {"_id": "a", "rev": 8, "deleted": True}
 
 
 @pytest.mark.servers
@@ -192,7 +196,118 @@ def test_a_write_that_no_majority_acknowledged_is_an_error_that_may_be_tried_aga
     assert caught.value.retriable
 
 
+# Documents that break the connection
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, culprits: set[str], error: Exception) -> list[int]:
+    """Let every bulk write that holds a culprit fail; return the sizes of all of them, as they come."""
+    bulk_write, sizes = mongomock.Collection.bulk_write, list[int]()
+
+    def fail(collection: mongomock.Collection, requests: list[pymongo.ReplaceOne[Any]], **options: Any) -> Any:
+        sizes.append(len(requests))
+        if any(request._filter["_id"] in culprits for request in requests):
+            raise error
+        return bulk_write(collection, requests, **options)
+
+    monkeypatch.setattr(mongomock.Collection, "bulk_write", fail)
+    no_connection = BackendError("no connection", retriable=True)
+    monkeypatch.setattr(MongoStore, "_no_connection", lambda *_: no_connection)  # mongomock has no topology
+    return sizes
+
+
+def test_a_batch_that_breaks_the_connection_three_times_is_halved_until_the_culprit_stands_alone(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = breaking(monkeypatch, {"t5"}, errors.AutoReconnect("connection closed"))
+    written, refused = mocked.upsert([track(f"t{n}") for n in range(8)])
+    assert (written, refused) == (7, {"t5": "breaks the connection to MongoDB: connection closed"})
+    assert sizes == [8, 8, 8, 4, 4, 4, 4, 2, 2, 2, 1, 1, 1, 1, 2]
+    assert "t5" not in keys(mocked)
+
+
+def test_every_one_of_several_culprits_is_found(mocked: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking(monkeypatch, {"t0", "t1", "t6"}, errors.AutoReconnect("connection closed"))
+    written, refused = mocked.upsert([track(f"t{n}") for n in range(7)])
+    assert (written, sorted(refused)) == (4, ["t0", "t1", "t6"])
+
+
+def test_while_the_server_does_not_answer_a_ping_no_document_is_to_blame(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = breaking(monkeypatch, {"t0"}, errors.AutoReconnect("connection closed"))
+
+    def gone(*_: object, **__: object) -> None:
+        raise errors.ServerSelectionTimeoutError("refused")
+
+    monkeypatch.setattr(mongomock.Database, "command", gone)
+    with pytest.raises(BackendError, match="no connection") as caught:
+        mocked.upsert([track("t0"), track("t1")])
+    assert caught.value.retriable
+    assert sizes == [2]
+
+
+@pytest.mark.parametrize("error", [errors.NotPrimaryError("stepping down"), errors.NetworkTimeout("timed out")])
+def test_a_server_that_steps_down_or_is_slow_blames_no_document(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    sizes = breaking(monkeypatch, {"t0"}, error)
+    with pytest.raises(BackendError, match="no connection") as caught:
+        mocked.upsert([track("t0")])
+    assert caught.value.retriable
+    assert sizes == [1]
+
+
+@pytest.mark.servers
+def test_a_document_that_the_server_hangs_up_on_is_refused_alone(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.mongodb.LIMIT", 2**26)
+    monkeypatch.setattr("core.mongodb.BREAKS", 1)
+    written, refused = store.upsert([track("a"), track("bad", title="x" * (17 * 2**20))])
+    assert (written, list(refused)) == (1, ["bad"])
+    assert "breaks the connection" in refused["bad"]
+    assert keys(store) == ["a"]
+
+
 # Connections
+
+
+@contextmanager
+def stalling(url: str) -> Iterator[tuple[str, threading.Event]]:
+    """Stand between a client and the server: yield the URL to use, and what lets it pass nothing on any more."""
+    there, stalled = urlsplit(url), threading.Event()
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not stalled.is_set():
+                    target.sendall(data)
+
+    class Proxy(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((there.hostname, there.port)) as server:
+                threading.Thread(target=pass_on, args=(server, self.request), daemon=True).start()
+                pass_on(self.request, server)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as proxy:
+        proxy.daemon_threads = True
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield there._replace(netloc=f"127.0.0.1:{proxy.server_address[1]}").geturl(), stalled
+        proxy.shutdown()
+
+
+@pytest.mark.servers
+@pytest.mark.usefixtures("_impatient")
+def test_a_server_that_hangs_is_an_error_that_may_be_tried_again_and_blames_no_document(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.mongodb.ANSWER_TIMEOUT_MS", 500)
+    with stalling(url) as (through, stalled), closing(MongoStore(through)) as store:
+        store.upsert([track("a")])
+        stalled.set()
+        with pytest.raises(BackendError, match="no connection") as caught:
+            store.upsert([track("b")])
+        assert caught.value.retriable
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -299,6 +299,24 @@ class StoreContract:
         store.purge(Track, "x/")
         assert store.upsert([track("x/1", rev=1)]) == Upserted(1, {})
 
+    def test_sweep_removes_old_marks_and_nothing_else(self, store: Store) -> None:
+        store.upsert([track("kept"), track("gone")])
+        store.delete(Track, {"gone": 2, "never": 2})
+        store.delete(Failure, {"gone": 2})
+        assert store.sweep(Track, 3600) == 0
+        assert store.upsert([track("gone", rev=1), track("never", rev=1)]) == Upserted(0, {})
+        assert store.sweep(Track, -1) == 2
+        assert store.sweep(Track, -1) == 0
+        assert keys(store) == ["kept"]
+        assert store.upsert([track("gone", rev=1)]) == Upserted(1, {})
+        assert store.sweep(Failure, -1) == 1
+
+    def test_a_record_that_came_back_is_not_swept(self, store: Store) -> None:
+        store.delete(Track, {"a": 2})
+        store.upsert([track("a", rev=3)])
+        assert store.sweep(Track, -1) == 0
+        assert keys(store) == ["a"]
+
     def test_purge_leaves_other_kinds_alone(self, store: Store) -> None:
         store.upsert([track("x/1")])
         store.upsert([failure("x/1")])

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,10 @@ from etl_library import NAMES, Library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.bus import Bus, Headers, Message, read_to_end
+from core.bus import Bus, Headers, Message, Offsets, Producer, TopicPartition, read_to_end
 from core.config import Config
-from core.errors import BackendError
+from core.errors import BackendError, RecordError
+from core.jobs import Progress, Report
 from core.names import cloud_event
 from core.records import Failure, Record, Source, Track
 from core.store import Store, Upserted
@@ -160,6 +164,8 @@ def test_what_cannot_be_loaded_goes_to_the_dead_letters_as_it_is_and_the_rest_go
     assert (letter.header("dlq_reason") or "").startswith(reason)
     assert letter.header("dlq_class") == "RecordError"
     assert [letter.header(f"dlq_{name}") for name in ("topic", "partition", "offset")] == [NAMES.tracks, "0", "1"]
+    assert letter.header("dlq_attempts") == "1"
+    assert letter.header("dlq_version") == version("murmuration")
     assert (letter.header("dlq_first_seen") or "").endswith("Z")
     assert load.run(Config(), store=store, bus=bus).read == 0
 
@@ -174,8 +180,8 @@ def test_a_bad_failure_is_a_dead_letter_too(opened: tuple[Store, Bus]) -> None:
 class Failing:
     """A store that fails after what it was asked to do, or before."""
 
-    def __init__(self, store: Store, *, after: bool) -> None:
-        self.store, self.after = store, after
+    def __init__(self, store: Store, *, after: bool = False, retriable: bool = True) -> None:
+        self.store, self.after, self.retriable = store, after, retriable
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         return getattr(self.store, name)
@@ -183,13 +189,14 @@ class Failing:
     def upsert(self, records: Sequence[Record]) -> Upserted:
         if self.after:
             self.store.upsert(records)
-        raise BackendError("the server went away", retriable=True)
+        raise BackendError("the server went away", retriable=self.retriable)
 
 
 @pytest.mark.parametrize("after", [True, False])
-def test_a_store_that_fails_commits_nothing_and_the_next_run_repeats_the_batch(
-    opened: tuple[Store, Bus], after: bool
+def test_a_store_that_stays_away_commits_nothing_and_the_next_run_repeats_the_batch(
+    opened: tuple[Store, Bus], after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("etl.load.PATIENCE", 0.0)
     store, bus = opened
     put(bus, track("x"), track("y"))
     put_raw(bus, b"z", b"poison")
@@ -202,14 +209,183 @@ def test_a_store_that_fails_commits_nothing_and_the_next_run_repeats_the_batch(
     assert len(dead_letters(bus)) == 1
 
 
+def test_what_trying_again_cannot_mend_is_an_error_at_once(opened: tuple[Store, Bus]) -> None:
+    store, bus = opened
+    put(bus, track("x"))
+    with pytest.raises(BackendError, match="went away"):
+        load.run(Config(), store=Failing(store, retriable=False), bus=bus)
+
+
+class Flaky(Failing):
+    """A store that fails before or after what it was asked to do, time after time, until it recovers."""
+
+    n_failures = 6
+
+    def upsert(self, records: Sequence[Record]) -> Upserted:
+        self.n_failures -= 1
+        self.after = self.n_failures % 2 == 0
+        return super().upsert(records) if self.n_failures >= 0 else self.store.upsert(records)
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl.load.LONGEST_WAIT", 0.01)
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_connection_that_comes_back_is_waited_for_and_leaves_no_dead_letter(
+    opened: tuple[Store, Bus], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, bus = opened
+    put(bus, *(track(f"t{n}") for n in range(10)))
+    put_raw(bus, b"z", b"poison")
+    config = Config.model_validate({"load": {"batch": 4}})
+    report = load.run(config, store=Flaky(store), bus=bus)
+    assert (report.read, report.failed) == (11, 1)
+    assert sorted(stored(store)) == [f"t{n}" for n in range(10)]
+    assert len(dead_letters(bus)) == 1
+    assert caplog.text.count("the server went away: trying again") == 6
+
+
+# Too many bad messages
+
+
+def put_bad(bus: Bus, *, n_bad: int, n_good: int, prefix: str = "") -> None:
+    """Send bad messages and good ones, well mixed."""
+    with closing(bus.producer()) as producer:
+        for n in range(n_bad + n_good):
+            good = (n + 1) * n_good // (n_bad + n_good) > n * n_good // (n_bad + n_good)
+            key = f"{prefix}{n:05}"
+            producer.send(NAMES.tracks, key.encode(), track(key).to_json() if good else b"poison")
+        producer.flush()
+
+
+@pytest.mark.parametrize(("n_bad", "n_good", "share"), [(100, 0, 0.99), (60, 50, 0.5), (1, 99, 0.0)])
+def test_above_the_allowed_share_of_bad_messages_load_stops_and_buries_and_commits_nothing(
+    opened: tuple[Store, Bus], n_bad: int, n_good: int, share: float
+) -> None:
+    store, bus = opened
+    put_bad(bus, n_bad=n_bad, n_good=n_good)
+    config = Config.model_validate({"load": {"max_bad_share": share}})
+    for _ in range(2):
+        with pytest.raises(RecordError, match=f"{n_bad} of the last {n_bad + n_good} messages .*load.max_bad_share"):
+            load.run(config, store=store, bus=bus)
+    assert dead_letters(bus) == []
+    assert bus.committed(NAMES.load_group, [NAMES.tracks]) == {}
+    report = load.run(Config.model_validate({"load": {"max_bad_share": 1}}), store=store, bus=bus)
+    assert (report.read, report.failed) == (n_bad + n_good, n_bad)
+    assert len(dead_letters(bus)) == n_bad
+
+
+@pytest.mark.parametrize(("n_bad", "n_good", "share"), [(99, 0, 0.0), (50, 50, 0.5), (100, 100, 0.5)])
+def test_up_to_the_allowed_share_and_below_a_hundred_messages_load_goes_on(
+    opened: tuple[Store, Bus], n_bad: int, n_good: int, share: float
+) -> None:
+    store, bus = opened
+    put_bad(bus, n_bad=n_bad, n_good=n_good)
+    config = Config.model_validate({"load": {"max_bad_share": share}})
+    assert load.run(config, store=store, bus=bus).failed == n_bad
+
+
+def test_the_share_is_that_of_the_last_thousand_messages(opened: tuple[Store, Bus]) -> None:
+    store, bus = opened
+    put_bad(bus, n_bad=0, n_good=2000)
+    put_bad(bus, n_bad=600, n_good=0, prefix="z")
+    config = Config.model_validate({"load": {"batch": 50}})
+    with pytest.raises(RecordError, match="of the last 1000 messages"):
+        load.run(config, store=store, bus=bus)
+    assert 450 <= len(dead_letters(bus)) <= 500
+    assert bus.committed(NAMES.load_group, [NAMES.tracks])[TopicPartition(NAMES.tracks, 0)] <= 2500
+
+
+# Following
+
+
+def test_following_goes_on_after_the_end_until_it_is_asked_to_stop(opened: tuple[Store, Bus]) -> None:
+    store, bus = opened
+    put(bus, track("x"))
+    seen: list[Progress] = []
+
+    def until() -> bool:
+        if len(seen) == 1 and seen[0].done == 1:
+            put(bus, track("y"))
+        return bool(seen) and seen[-1].done == 2
+
+    report = load.run(Config(), store=store, bus=bus, progress=seen.append, until=until)
+    assert (report.read, report.written) == (2, 2)
+    assert sorted(stored(store)) == ["x", "y"]
+    assert load.run(Config(), store=store, bus=bus).read == 0
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_while_a_connection_is_broken_following_can_be_stopped(opened: tuple[Store, Bus]) -> None:
+    store, bus = opened
+    put(bus, track("x"))
+    failing = Flaky(store)
+    failing.n_failures = 10**6
+    report = load.run(Config(), store=failing, bus=bus, until=lambda: failing.n_failures < 10**6 - 5)
+    assert report.read == 0
+    assert load.run(Config(), store=store, bus=bus).read == 1
+
+
+# Several at once
+
+
+def test_a_run_that_finds_another_at_work_ends_when_all_is_done(opened: tuple[Store, Bus], tmp_path: Path) -> None:
+    _, bus = opened
+    put(bus, *(track(f"t{n}") for n in range(20)))
+    consumer = bus.consumer([NAMES.tracks, NAMES.failed], group=NAMES.load_group)
+    assert consumer.poll(5.0)
+
+    def work() -> Report:
+        with Library(tmp_path).opened() as (own_store, own_bus):
+            return load.run(Config(), store=own_store, bus=own_bus)
+
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(work)
+        time.sleep(0.5)
+        assert not waiting.done()
+        consumer.commit()
+        assert waiting.result(30).read == 0
+    consumer.close()
+
+
+# Deletion marks
+
+
+def test_old_deletion_marks_are_swept_and_younger_ones_stay(
+    opened: tuple[Store, Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, bus = opened
+    month_ago = time.time_ns() - 31 * 24 * 3600 * 10**9
+    monkeypatch.setattr("core.sqlite_store.time.time_ns", lambda: month_ago)
+    store.delete(Track, {"old": 5})
+    store.delete(Failure, {"old": 5})
+    monkeypatch.undo()
+    store.delete(Track, {"young": 5})
+    load.run(Config(), store=store, bus=bus)
+    assert store.upsert([track("old"), track("young")]).written == 1
+    assert store.upsert([failure("old")]).written == 1
+
+
 class Log:
     """A bus whose topic of tracks holds given messages, as Kafka does until it compacts."""
 
     def __init__(self, bus: Bus, messages: list[Message]) -> None:
-        self.bus, self.messages = bus, messages
+        self.bus, self.messages, self.end = bus, messages, len(messages)
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         return getattr(self.bus, name)
+
+    def ends(self, _: object) -> Offsets:
+        return {TopicPartition(NAMES.tracks, 0): self.end}
+
+    def committed(self, *_: object) -> Offsets:
+        return {TopicPartition(NAMES.tracks, 0): self.end - len(self.messages)}
+
+    def producer(self, *, commits: object) -> Producer:
+        assert commits is self
+        return self.bus.producer("dead letters")
 
     def consumer(self, *_: object, **__: object) -> Log:
         return self

@@ -12,6 +12,7 @@ from etl_library import Library, tone
 from core.bus import read_to_end
 from core.config import Config
 from core.names import path_digest
+from etl.dead_letters import dead_letters, replay
 
 pytestmark = pytest.mark.servers
 
@@ -84,3 +85,23 @@ def test_bad_messages_become_dead_letters_as_they_are_on_kafka(library: Library)
     assert all(letter.header("from") == "elsewhere" and letter.header("dlq_reason") for letter in letters)
     assert len(letters) == 3
     assert library.load().read == 0
+
+
+def test_a_dead_letter_comes_into_the_store_when_its_cause_is_mended(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone(library.audio / "low.wav", 110)
+    tone(library.audio / "high.wav", 3000, title="x" * 50_000)
+    library.extract()
+    monkeypatch.setattr("core.mongodb.LIMIT", 40_000)
+    report = library.load()
+    assert (report.written, report.failed) == (1, 1)
+    with library.opened() as (_, bus):
+        (letter,) = dead_letters(library.config, bus=bus)
+        assert "the limit is 40000" in letter.reason
+        assert replay(library.config, bus=bus).sent == 1
+        assert list(dead_letters(library.config, bus=bus)) == []
+    monkeypatch.undo()
+    report = library.load()
+    assert (report.read, report.written, report.failed) == (1, 1, 0)
+    assert sorted(library.stored()) == ["high.wav", "low.wav"]

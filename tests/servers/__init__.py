@@ -76,8 +76,11 @@ def missing(name: str) -> str | None:
 
 @contextmanager
 def kafka(folder: Path, secured: Door | None = None) -> Iterator[str]:
-    """Run a broker that keeps its log under `folder`, with a secured door too if asked; yield the open one's URL."""
-    port, controller = _free_port(), _free_port()
+    """Run a broker that keeps its log under `folder`, with a secured door too if asked; yield the open one's URL.
+
+    On a folder that was used before it goes on, at the same port.
+    """
+    port, controller = _port(folder, "kafka"), _port(folder, "controller")
     second = f",SASL_SSL://127.0.0.1:{secured.port}" if secured else ""
     properties = folder / "server.properties"
     properties.write_text(
@@ -92,9 +95,22 @@ log.dirs={folder / "log"}
     )
     java = [*_jvm("kafka"), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
     cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
-    users = [f"{mechanism}=[name={USER},password={PASSWORD}]" for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
-    scram = [part for user in users for part in ("--add-scram", user)]
-    _run([*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id, "-c", str(properties), *scram])
+    if not (folder / "log").exists():
+        users = [f"{mechanism}=[name={USER},password={PASSWORD}]" for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
+        scram = [part for user in users for part in ("--add-scram", user)]
+        _run(
+            [
+                *java,
+                "kafka.tools.StorageTool",
+                "format",
+                "--standalone",
+                "-t",
+                cluster_id,
+                "-c",
+                str(properties),
+                *scram,
+            ]
+        )
     with _running([*java, "kafka.Kafka", str(properties)], port, folder / "kafka.out"):
         yield f"kafka://127.0.0.1:{port}"
 
@@ -103,9 +119,9 @@ log.dirs={folder / "log"}
 def mongodb(folder: Path, secured: Door | None = None) -> Iterator[str]:
     """Run a MongoDB-wire server that keeps its file under `folder`; yield its URL, without a database.
 
-    With a secured door there is no other.
+    With a secured door there is no other. On a folder that was used before it goes on, at the same port.
     """
-    port = secured.port if secured else _free_port()
+    port = secured.port if secured else _port(folder, "mongodb")
     command = [*_jvm("mongodb"), str(FOLDER / "mongodb" / "WireServer.java"), str(port), str(folder / "mongodb.h2")]
     if secured:
         command += [str(secured.keystore), USER, PASSWORD]
@@ -174,6 +190,14 @@ def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
 def _answers(port: int) -> bool:
     with closing(socket.socket()) as connection:
         return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _port(folder: Path, name: str) -> int:
+    """Return the port of a server: a free one the first time, the same in the same folder after that."""
+    file = folder / f"{name}.port"
+    if not file.exists():
+        file.write_text(str(_free_port()))
+    return int(file.read_text())
 
 
 def _free_port() -> int:
