@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
@@ -350,16 +350,15 @@ class Producer:
         self._last.clear()
         with self._translated():
             self._driver.begin_transaction()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._abort)
             yield
             self.flush()
             if self._commits:
                 offer = self._commits.offer()
                 self._bounded(lambda: self._driver.send_offsets_to_transaction(*offer))
             self._bounded(self._driver.commit_transaction)
-        except BaseException:
-            self._abort()
-            raise
+            undo.pop_all()
         if self._commits:
             self._commits.settle(offer.positions)
         self._await_readers()

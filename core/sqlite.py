@@ -10,7 +10,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,11 @@ class Database:
             connection = self._connection  # made under the lock too, so before it is taken here
             with self.locked():
                 connection.execute("BEGIN IMMEDIATE")
-                try:
+                with ExitStack() as undo:
+                    undo.callback(connection.rollback)
                     yield connection
                     connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
+                    undo.pop_all()
                 if _bytes(self._beside("-wal")) > CHECKPOINT_BYTES:
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -114,15 +112,14 @@ class Database:
     @cached_property
     def _connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        try:
+        with ExitStack() as undo:
+            undo.callback(connection.close)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES}")
             if self._missing(connection):
                 self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
+            undo.pop_all()
         return connection
 
     def _beside(self, suffix: str) -> Path:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import orjson
 
@@ -130,13 +130,13 @@ class SQLiteProducer:
             raise BackendError("a transaction needs a producer with a transactional_id")
         self.flush()
         self._in_transaction = True
-        try:
-            yield
-        except BaseException:
-            self._buffer, self._bytes = [], 0
-            raise
-        finally:
-            self._in_transaction = False
+        with ExitStack() as undo:
+            undo.callback(self._taken)
+            try:
+                yield
+            finally:
+                self._in_transaction = False
+            undo.pop_all()
         if self._commits:
             self._commits.commit_with(self._taken())
         self.flush()

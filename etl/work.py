@@ -14,7 +14,7 @@ from etl.folders import AudioFile
 from etl.metadata import Metadata, plain, read_tags
 from etl.plan import Draft
 from etl.pool import Task
-from features.memory import memory_needed
+from features.memory import analysed_seconds, memory_needed
 
 if TYPE_CHECKING:
     from features.extraction import Computed
@@ -76,7 +76,7 @@ def group_drafts(
     without: dict[str, list[Draft]] = {}
     for draft in chain.from_iterable(waiting.values()):
         without.setdefault(draft.digest, []).append(draft)
-    for digest in sorted(without, key=lambda digest: -memory_needed(durations.get(digest), config)):
+    for digest in sorted(without, key=lambda digest: -analysed_seconds(durations.get(digest), config)):
         yield Work(tuple(without[digest]), None, config)
 
 
@@ -87,13 +87,12 @@ def task_to_identify(file: AudioFile) -> Task[AudioFile, str]:
 
 def task_to_describe(work: Work, durations: Durations) -> Task[Work, Work]:
     """Say what a piece of work takes: as long as slow disks and busy processors may need, more than that is a hang."""
-    file, audio = work.drafts[0].file, work.config.audio
-    seconds = 60 + file.size / SLOWEST_READ
+    seconds = 60 + work.drafts[0].file.size / SLOWEST_READ
     if work.donor:
         return Task(work, work, seconds)
     duration = durations.get(work.drafts[0].digest)
-    analysed = audio.max_duration if duration is None else min(duration, audio.max_duration)
-    return Task(work, work, seconds + analysed / 4, memory_needed(duration, work.config))
+    seconds += analysed_seconds(duration, work.config) / 4
+    return Task(work, work, seconds, memory_needed(duration, work.config))
 
 
 def _track(draft: Draft, sound: Track | Computed, feature_set: str) -> Track:

@@ -12,13 +12,10 @@ from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
 import soxr
 
-from features.spectrum import HOP
-
-Array = npt.NDArray[np.floating[Any]]
+from features.spectrum import HOP, Array
 
 N_OCTAVES = 7
 """From C1, 32.7 Hz."""

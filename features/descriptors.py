@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import librosa
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from core.config import Profile
 from features import cqt, rhythm
-from features.spectrum import HOP, N_FFT, Indices, Spectrum, spectrum, tuning, tuning_lines
+from features.spectrum import HOP, N_FFT, Array, Indices, Spectrum, spectrum, tuning, tuning_lines
 from features.statistics import SEVEN
-
-Array = npt.NDArray[np.floating[Any]]
 
 NEGATIVE = np.float32(-1e-10)
 """The float32 next below −1e-10, librosa's threshold: what lies above counts as positive."""
@@ -86,16 +83,7 @@ class Frames:
 
 
 def frames(y: Array, sample_rate: int, power: Array | None = None) -> Frames:
-    """Cut a track into centred frames of `N_FFT` samples every `HOP`, with zeros beyond its ends.
-
-    Parameters
-    ----------
-    y : (n_samples,) float32, at least one sample
-    sample_rate : int
-        Hz.
-    power : (n_frames, `N_LINES`) float32, optional
-        Memory for the power spectrogram; default: new memory.
-    """
+    """Cut a track into frames; parameters as in `features.spectrum.spectrum`."""
     return Frames(y, spectrum(y, sample_rate, power))
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import librosa
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
 
-from features.spectrum import HOP
-
-Array = npt.NDArray[np.floating[Any]]
+from features.spectrum import HOP, Array
 
 RHYTHM_FRAMES = 256
 """Frames in a window of `fluctuation`."""
