@@ -138,7 +138,8 @@ def describe_run(
     config: Config, store: Store, library: Library, fitted: Fit, settings: str, *, former: Run | None
 ) -> Run:
     """Return the run, not complete yet; its clusters are sorted by id."""
-    ids = identify(library.track_ids, fitted.labels, _members(store, former), _highest(store))
+    highest = _highest(store, library.input_digest, settings)
+    ids = identify(library.track_ids, fitted.labels, _members(store, former), highest)
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
     distances = distances_to(fitted.X, fitted.centres[fitted.labels])
     run_id, now = next_run_id(store, f"{library.input_digest} {settings}")
@@ -238,9 +239,16 @@ def _members(store: Store, run: Run | None) -> dict[str, str]:
     return {assignment["track_id"]: assignment["cluster_id"] for assignment in found}
 
 
-def _highest(store: Store) -> int:
-    clusters = (cluster for run in store.scan(Run, fields=["clusters"]) for cluster in run["clusters"])
-    return max((number(cluster["cluster_id"]) for cluster in clusters), default=0)
+def _highest(store: Store, input_digest: str, settings: str) -> int:
+    """Return the highest number in an id, but for ids of an interrupted run that did the same work: they are due now.
+
+    Other interrupted runs may still be alive, and end after this one.
+    """
+    same = {"complete": False, "input_digest": input_digest, "settings_digest": settings}
+    others = (
+        run for run in store.scan(Run, fields=[*same, "clusters"]) if any(run[name] != same[name] for name in same)
+    )
+    return max((number(cluster["cluster_id"]) for run in others for cluster in run["clusters"]), default=0)
 
 
 def _nothing(url: str, others: int, unclusterable: int, failures: int) -> str:

@@ -267,6 +267,19 @@ def test_a_job_that_dies_between_two_writes_is_ignored_and_done_again(
     assert report.written == (0 if writes == 4 else 20)
 
 
+@pytest.mark.parametrize(("died", "ids"), [(3, ["c01", "c02", "c03"]), (2, ["c03", "c04", "c05"])])
+def test_the_ids_of_a_job_that_died_go_to_the_next_that_does_the_same(
+    store: SQLiteStore, died: int, ids: list[str]
+) -> None:
+    """And not to one that does something else: the former may still be alive then."""
+    store.upsert(library.tracks(20))
+    for _ in range(2):
+        with pytest.raises(Killed):
+            cluster.run(config(n_clusters=died), store=Dying(store, 1))  # type: ignore[arg-type]
+    made = run_of(store, fit(store, n_clusters=3))
+    assert [one.cluster_id for one in made.clusters] == ids
+
+
 def test_old_assignments_go_but_those_of_the_last_runs_and_the_run_in_force_stay(store: SQLiteStore) -> None:
     store.upsert(library.tracks(12))
     made = [fit(store, n_clusters=2, random_state=0, keep_runs=2).run_id]
