@@ -49,6 +49,8 @@ CAUSES = (
 """What the driver logs of a failure, the most telling first, and what is said of it."""
 HUNG_UP = "the broker hung up"
 """After it had told its version: what is left of a refused password if the broker sends it and hangs up at once."""
+DISCONNECTED = "socket disconnected|Connection reset by peer"
+"""Before it has told its version: what is left of its word that it speaks TLS, if it hangs up before that is read."""
 
 Settings = dict[str, Any]
 
@@ -117,6 +119,8 @@ def backend_error(url: str, error: errors.KafkaError, since: float, *, opening: 
     if opening and HUNG_UP in failures:
         return BackendError(f"{url}: wrong user or password, or none where there must be one; correct them in bus.url")
     cause = Counter(failures).most_common(1)[0][0] if failures else text
+    if opening and re.search(DISCONNECTED, cause):
+        cause = "the server hangs up at once, as one that speaks TLS does where the other side does not"
     return BackendError(f"{url}: no connection: {cause}; start Kafka there, or correct bus.url", retriable=True)
 
 
@@ -181,7 +185,7 @@ class _DriverLog(logging.Handler):
         if found := re.search(r"(?:(?:onnection|attempt)(?: to \S+)? (?:failed|lost)|attempts left\)): (.+)", text):
             cause = found[1].partition(" (backoff")[0].removeprefix("KafkaConnectionError: ")
             cause = re.sub(r"^(\d+) E[A-Z]+$", lambda number: os.strerror(int(number[1])), cause)
-            if "broker_version=(" in text and cause == "socket disconnected":
+            if "broker_version=(" in text and re.search(DISCONNECTED, cause):
                 cause = HUNG_UP
             self._failures.append((record.created, cause))
 

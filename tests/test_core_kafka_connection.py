@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import time
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
+from threading import Thread
 
 import pytest
 from kafka import errors
@@ -114,7 +116,7 @@ def test_a_url_that_cannot_be_used_says_why_and_is_answered_with_one_that_can(ur
           "disconnected", "Connection failed: [Error 7] RequestTimedOutError: Request timed out after 42 ms"],
          "wrong user or password, or none where there must be one"),
         (["<KafkaConnection broker_version=unknown (disconnected)>: Connection lost: KafkaConnectionError: socket "
-          "disconnected"], "no connection: socket disconnected"),
+          "disconnected"], "no connection: the server hangs up at once, as one that speaks TLS does"),
         (["Got error produce response on topic-partition TopicPartition(topic='t', partition=0), retrying (inf "
           "attempts left): NotEnoughReplicasError"], "fewer brokers are in step than the topic's min.insync.replicas"),
         ([], "no connection: KafkaTimeoutError: Unable to bootstrap"),
@@ -209,8 +211,23 @@ def test_a_door_without_anybody_behind_it_is_called_so(kafka_door: Door) -> None
 @pytest.mark.servers
 @pytest.mark.usefixtures("_impatient")
 def test_tls_on_one_side_only_is_called_so(kafka_door: Door, kafka_url: str) -> None:
-    refused(f"kafka://127.0.0.1:{kafka_door.port}", "one side speaks TLS")
+    refused(f"kafka://127.0.0.1:{kafka_door.port}", "one side speaks TLS|hangs up at once, as one that speaks TLS")
     refused(f"{kafka_url}?security.protocol=SSL", "one side speaks TLS")
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_server_that_hangs_up_at_once_may_speak_tls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=hang_up, args=(server,), daemon=True).start()
+        refused(f"kafka://127.0.0.1:{server.getsockname()[1]}", "hangs up at once, as one that speaks TLS")
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up(server: socket.socket) -> None:
+    """Accept connections and close them, until the server is shut down."""
+    with suppress(OSError):
+        while True:
+            server.accept()[0].close()
 
 
 @pytest.mark.servers
