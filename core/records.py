@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.errors import RecordError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What every store can hold."""
 Features = dict[str, dict[str, list[Finite]]]
 """Block → statistic → values, so that a number is named wherever it travels."""
 
@@ -71,9 +73,9 @@ class File(Value):
 
     path: str
     """Absolute; bytes that are not UTF-8 are percent-escaped."""
-    size: int
+    size: Int64
     """Bytes."""
-    mtime_ns: int
+    mtime_ns: Int64
     """Modification time, ns since the epoch."""
 
 
@@ -85,9 +87,9 @@ class Source(File):
     row_digest: str | None = None
     """Digest of the catalogue row that was merged in; None without a row."""
     codec: str
-    sample_rate: int
+    sample_rate: Int64
     """Native, Hz."""
-    channels: int
+    channels: Int64
     decoder: str
     """Decoding library and its version."""
     librosa: str
@@ -105,7 +107,7 @@ class Track(Record):
     artist: str | None = None
     album: str | None = None
     genre: str | None = None
-    year: int | None = None
+    year: Int64 | None = None
     duration: Finite
     """Seconds."""
     extra: dict[str, str] = {}
@@ -135,12 +137,12 @@ class Failure(Record):
     """Class of the error."""
     message: str
     advice: str
-    attempts: int = 1
+    attempts: Int64 = 1
     failed_at: str
     """UTC, ISO 8601."""
-    size: int | None = None
+    size: Int64 | None = None
     """Of the file when it failed, bytes."""
-    mtime_ns: int | None = None
+    mtime_ns: Int64 | None = None
     """Of the file when it failed, ns since the epoch."""
     feature_set: str | None = None
     """The features that were wanted."""
@@ -176,7 +178,7 @@ class Cluster(Value):
     """One cluster of a run."""
 
     cluster_id: str
-    size: int
+    size: Int64
     radius: Finite
     """Median distance of the members to the centre."""
     centre: list[Finite]
@@ -194,10 +196,10 @@ class Run(Record):
     """UTC, ISO 8601."""
     engine: str
     feature_set: str
-    random_state: int
-    n_init: int
-    n_clusters: int
-    n_tracks: int
+    random_state: Int64
+    n_init: Int64
+    n_clusters: Int64
+    n_tracks: Int64
     input_digest: str
     """Digest of the sorted (track_id, rev) of the tracks that were clustered."""
     settings_digest: str
@@ -242,7 +244,7 @@ class Assignment(Record):
 
     run_id: str
     track_id: str
-    track_rev: int
+    track_rev: Int64
     cluster_id: str
     distance: Finite
     """Euclidean, to the cluster's centre."""
@@ -273,7 +275,7 @@ class Member(Value):
     artist: str | None = None
     album: str | None = None
     genre: str | None = None
-    year: int | None = None
+    year: Int64 | None = None
     duration: Finite
     extra: dict[str, str] = {}
     cluster_id: str
@@ -292,7 +294,7 @@ class LedgerEntry(Value):
     score: Finite
     digest: str
     """Digest of the `Member` without `since_run`."""
-    track_rev: int
+    track_rev: Int64
 
 
 class PublishedRun(Value):
@@ -302,13 +304,13 @@ class PublishedRun(Value):
     created_at: str
     engine: str
     feature_set: str
-    n_clusters: int
-    n_tracks: int
-    sizes: dict[str, int]
+    n_clusters: Int64
+    n_tracks: Int64
+    sizes: dict[str, Int64]
     """Cluster id → number of members."""
     metrics: dict[str, Finite]
     published: bool = False
-    offsets: dict[str, dict[str, int]] = {}
+    offsets: dict[str, dict[str, Int64]] = {}
     """Topic → partition → offset up to which it must be read for a consistent view."""
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import version
@@ -144,6 +144,12 @@ BAD: dict[str, tuple[bytes, bytes | None, Headers, str]] = {
     "a tombstone with a strange rev": (b"x", None, (("rev", b"-1"),), "the tombstone of x has no rev header"),
     "a tombstone with a rev beyond 64 bits": (b"x", None, (("rev", b"9" * 30),), "the tombstone of x has no rev"),
     "a rev beyond 64 bits": (b"x", track(rev=77).to_json().replace(b"77", b"9" * 19), (), "not a Track: rev"),
+    "a year beyond 64 bits": (
+        b"x",
+        track().to_json().replace(b'"year":null', b'"year":1' + b"0" * 20),
+        (),
+        "not a Track",
+    ),
 }
 
 
@@ -442,6 +448,18 @@ class Choosy:
         good = [record for record in records if not isinstance(record, Track) or record.title != "huge"]
         refused = {record.key: "too large" for record in records if record not in good}
         return Upserted(self.store.upsert(good).written, refused)
+
+    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> Upserted:
+        return Upserted(0, dict.fromkeys(revs, "no marks here"))
+
+
+def test_a_tombstone_that_the_store_refuses_is_a_dead_letter(opened: tuple[Store, Bus]) -> None:
+    store, bus = opened
+    log = [message(0, "x", 4, track(rev=4).to_json()), message(1, "x", 5, None)]
+    report = load.run(Config(), store=Choosy(store), bus=Log(bus, log))  # type: ignore[arg-type]
+    assert stored(store) == {"x": track(rev=4)}
+    assert [letter.header("dlq_reason") for letter in dead_letters(bus)] == ["no marks here"]
+    assert (report.read, report.written, report.unchanged, report.failed) == (2, 1, 0, 1)
 
 
 def test_a_version_that_the_store_refuses_is_a_dead_letter_and_makes_way_for_the_one_before_it(
