@@ -37,6 +37,8 @@ WRONG_PASSWORD = 18
 NOT_ALLOWED = frozenset({13, 8000})
 BAD_DOCUMENT = frozenset({2, 9, 15, 22, 52, 53, 56, 57, 121, 10334, 17419, 17420})
 """The server's codes that blame the document and nothing else: invalid, too large, too deep, against a validator."""
+TRANSIENT = frozenset({6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""The codes after which MongoDB's drivers try again: a server that steps down, shuts down or cannot be reached."""
 
 Guarded = tuple[Document, RawBSONDocument]
 """A document and the filter that only an older one matches."""
@@ -93,11 +95,11 @@ class MongoStore:
         documents = ({"_id": record.key, **record.model_dump()} for record in records)
         return self._replace(records[0].collection, documents)
 
-    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
+    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> Upserted:
         """Mark keys as deleted."""
         now = time.time_ns() // 1000
         marks = ({"_id": key, "rev": rev, "deleted": True, "deleted_at": now} for key, rev in revs.items())
-        return self._replace(kind.collection, marks).written
+        return self._replace(kind.collection, marks)
 
     def get(self, kind: type[R], key: str) -> R | None:
         """Return one record, or None."""
@@ -221,7 +223,10 @@ class MongoStore:
         """Raise if a write failed for another reason than its document."""
         for failure in result["writeErrors"]:
             if failure["code"] not in BAD_DOCUMENT | {DUPLICATE_KEY}:
-                raise BackendError(f"{self.url}: a write failed: {_line(failure['errmsg'])}; look at the server's log")
+                raise BackendError(
+                    f"{self.url}: a write failed: {_line(failure['errmsg'])}; look at the server's log",
+                    retriable=failure["code"] in TRANSIENT,
+                )
         for failure in result["writeConcernErrors"]:
             raise BackendError(
                 f"{self.url}: writes were not acknowledged as durable: {_line(failure['errmsg'])}; "
@@ -236,7 +241,7 @@ class MongoStore:
         except errors.ConnectionFailure as error:
             raise self._no_connection(error) from error
         except errors.OperationFailure as error:
-            raise BackendError(f"{self.url}: {_refusal(error)}") from error
+            raise BackendError(f"{self.url}: {_refusal(error)}", retriable=error.code in TRANSIENT) from error
         except (errors.PyMongoError, BSONError, UnicodeEncodeError, OverflowError) as error:
             raise BackendError(f"{self.url}: MongoDB cannot do this: {_line(error)}") from error
 

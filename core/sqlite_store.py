@@ -48,10 +48,10 @@ class SQLiteStore:
                 refused[record.key] = f"cannot be written: {error}"
         return Upserted(self._write(rows), refused)
 
-    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
+    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> Upserted:
         """Mark keys as deleted."""
         mark = orjson.dumps({"deleted_at": time.time_ns() // 1000}).decode()
-        return self._write([(kind.collection, key, rev, True, mark, None) for key, rev in revs.items()])
+        return Upserted(self._write([(kind.collection, key, rev, True, mark, None) for key, rev in revs.items()]), {})
 
     def get(self, kind: type[R], key: str) -> R | None:
         """Return one record, or None."""

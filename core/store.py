@@ -36,8 +36,8 @@ class Store(Protocol):
         The records are of one kind. The same batch twice is the same as once.
         """
 
-    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> int:
-        """Mark keys as deleted at a `rev`, guarded as `upsert` is; return how many changed.
+    def delete(self, kind: type[Record], revs: Mapping[str, int]) -> Upserted:
+        """Mark keys as deleted at a `rev`, guarded as `upsert` is.
 
         A mark hides the record from every reader, and an older record cannot bring it back.
         """

@@ -276,5 +276,6 @@ def _latest(entries: Iterable[Entry]) -> dict[str, Entry]:
 def _upsert(kind: type[Record], entries: Iterable[Entry], store: Store) -> tuple[int, dict[str, str]]:
     """Write one version of each key; return how many changed, and why the store refuses others."""
     decoded = [entry.decoded for entry in entries]
-    written, refused = store.upsert([one.record for one in decoded if one.record])
-    return written + store.delete(kind, {one.key: one.rev for one in decoded if not one.record}), refused
+    upserted = store.upsert([one.record for one in decoded if one.record])
+    deleted = store.delete(kind, {one.key: one.rev for one in decoded if not one.record})
+    return upserted.written + deleted.written, {**upserted.refused, **deleted.refused}

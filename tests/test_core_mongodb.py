@@ -176,15 +176,33 @@ def test_a_document_that_the_server_refuses_is_refused_by_key(
     mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, nUpserted=1, writeErrors=[{"index": 1, "code": 121, "errmsg": "failed\nvalidation"}])
-    assert mocked.upsert([track("a"), track("b")]) == Upserted(1, {"b": "MongoDB refuses it: failed validation"})
+    refused = Upserted(1, {"b": "MongoDB refuses it: failed validation"})
+    assert mocked.upsert([track("a"), track("b")]) == refused
+    assert mocked.delete(Track, {"a": 2, "b": 2}) == refused
 
 
+@pytest.mark.parametrize(("code", "retriable"), [(14031, False), (11602, True)])
 def test_a_write_that_fails_for_another_reason_than_its_document_is_an_error(
-    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch, code: int, retriable: bool
 ) -> None:
-    failing(monkeypatch, writeErrors=[{"index": 0, "code": 14031, "errmsg": "no space left"}])
-    with pytest.raises(BackendError, match="no space left"):
+    """One that may be tried again where the server only steps down."""
+    failing(monkeypatch, writeErrors=[{"index": 0, "code": code, "errmsg": "no space left"}])
+    with pytest.raises(BackendError, match="no space left") as caught:
         mocked.upsert([track("a")])
+    assert caught.value.retriable is retriable
+
+
+@pytest.mark.parametrize(("code", "retriable"), [(262, True), (59, False)])
+def test_a_command_that_took_too_long_may_be_tried_again(
+    mocked: MongoStore, monkeypatch: pytest.MonkeyPatch, code: int, retriable: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise errors.OperationFailure("refused", code)
+
+    monkeypatch.setattr(mongomock.Collection, "count_documents", refuse)
+    with pytest.raises(BackendError, match="refused") as caught:
+        mocked.count(Track)
+    assert caught.value.retriable is retriable
 
 
 def test_a_write_that_no_majority_acknowledged_is_an_error_that_may_be_tried_again(

@@ -106,7 +106,7 @@ class StoreContract:
 
     def test_an_empty_batch_does_nothing(self, store: Store) -> None:
         assert store.upsert([]) == Upserted(0, {})
-        assert store.delete(Track, {}) == 0
+        assert store.delete(Track, {}).written == 0
 
     def test_the_same_batch_twice_is_once(self, store: Store) -> None:
         batch = [track(f"t{n}", rev=5) for n in range(10)]
@@ -151,7 +151,7 @@ class StoreContract:
 
     def test_a_mark_hides_the_record_from_every_reader(self, store: Store) -> None:
         store.upsert([track("a"), track("b")])
-        assert store.delete(Track, {"a": 2}) == 1
+        assert store.delete(Track, {"a": 2}).written == 1
         assert store.get(Track, "a") is None
         assert keys(store) == ["b"]
         assert keys(store, prefix="a") == []
@@ -161,11 +161,11 @@ class StoreContract:
 
     def test_a_mark_is_guarded_by_its_rev_and_twice_is_once(self, store: Store) -> None:
         store.upsert([track("a", rev=5)])
-        assert store.delete(Track, {"a": 4}) == 0
-        assert store.delete(Track, {"a": 5}) == 0
+        assert store.delete(Track, {"a": 4}).written == 0
+        assert store.delete(Track, {"a": 5}).written == 0
         assert store.get(Track, "a") is not None
-        assert store.delete(Track, {"a": 6}) == 1
-        assert store.delete(Track, {"a": 6}) == 0
+        assert store.delete(Track, {"a": 6}).written == 1
+        assert store.delete(Track, {"a": 6}).written == 0
 
     @pytest.mark.parametrize("rev", [1, 9, 10])
     def test_an_older_record_cannot_bring_a_deleted_one_back(self, store: Store, rev: int) -> None:
