@@ -162,6 +162,8 @@ def load(
     with _opened(config) as (store, bus), _watched(context) as watch, _until_asked(follow=follow) as until:
         report = job.run(config, store=store, bus=bus, progress=watch, until=until)
     show.report("load", report, as_json=as_json)
+    if report.failed and not as_json:
+        show.text(f"dead letters: {report.failed:,}; `{_command(context)} dlq` says why")
 
 
 @app.command()
@@ -250,8 +252,7 @@ def failures(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is None:
         list_failures(context, as_json)
     elif as_json:
-        verb = context.invoked_subcommand
-        raise ConfigError(f"--json: write it behind the verb: `{_command(context)} failures {verb} --json`")
+        raise _misplaced_json(context)
 
 
 @failures_app.command("list")
@@ -298,6 +299,8 @@ def dlq(context: typer.Context, as_json: Json = False) -> None:
     """List the records that could not be loaded."""
     if context.invoked_subcommand is None:
         list_dead_letters(context, as_json=as_json)
+    elif as_json:
+        raise _misplaced_json(context)
 
 
 @dlq_app.command("list")
@@ -321,8 +324,7 @@ def show_dead_letters(
     from etl.dead_letters import dead_letters
 
     with _read_bus(context) as (config, bus):
-        for letter in dead_letters(config, _selection(places), bus=bus):
-            show.dead_letter(letter, as_json=as_json)
+        show.dead_letters_in_full(dead_letters(config, _selection(places), bus=bus), as_json=as_json)
 
 
 @dlq_app.command("replay")
@@ -415,6 +417,11 @@ def _options(context: typer.Context) -> Options:
     found = context.obj
     assert isinstance(found, Options)
     return found
+
+
+def _misplaced_json(context: typer.Context) -> ConfigError:
+    group, verb = context.info_name, context.invoked_subcommand
+    return ConfigError(f"--json: write it behind the verb: `{_command(context)} {group} {verb} --json`")
 
 
 def _command(context: typer.Context) -> str:

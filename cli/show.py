@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from core.names import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -163,7 +165,7 @@ def news(changes: Iterable[News], *, as_json: bool) -> None:
             text(change.to_json().decode())
         else:
             title = change.member.title or change.track_id if change.member else change.track_id
-            text(f"{'+' if change.member else '-'} {title}")
+            text(f"{'+' if change.member else '-'} {printable(title)}")
     if not count and not as_json:
         text("nothing new")
 
@@ -202,24 +204,34 @@ def retried(done: RetryReport, command: str, *, as_json: bool) -> None:
 
 
 def dead_letters(found: Iterable[DeadLetter], *, as_json: bool) -> None:
-    """Print a row for each record that could not be loaded."""
-    found = list(found)
+    """Print a row for each record that could not be loaded; its value, which may be large, is not kept."""
     if as_json:
         _json([_dead_letter(one) for one in found])
-    elif not found:
-        text("no dead letters")
-    else:
-        rows = [
-            (str(one.place), _text(one.key) or "", str(one.attempts), f"{one.first_seen:%Y-%m-%d %H:%M:%S}", one.reason)
-            for one in found
-        ]
+        return
+    rows = [
+        (str(one.place), _text(one.key) or "", str(one.attempts), f"{one.first_seen:%Y-%m-%d %H:%M:%S}", one.reason)
+        for one in found
+    ]
+    if rows:
         _table(("place", "key", "attempts", "first seen (UTC)", "reason"), rows, right=("attempts",))
+    else:
+        text("no dead letters, or none that match")
 
 
-def dead_letter(one: DeadLetter, *, as_json: bool) -> None:
-    """Print all that there is of a record that could not be loaded."""
-    headers = [[name, _text(value)] for name, value in one.headers]
-    facts(_dead_letter(one) | {"headers": headers, "value": _text(one.value)}, as_json=as_json)
+def dead_letters_in_full(found: Iterable[DeadLetter], *, as_json: bool) -> None:
+    """Print all that there is of records that could not be loaded, with an empty line between them."""
+    letters = (
+        _dead_letter(one)
+        | {"headers": [[name, _text(value)] for name, value in one.headers], "value": _text(one.value)}
+        for one in found
+    )
+    if as_json:
+        _json(list(letters))
+        return
+    for number, letter in enumerate(letters):
+        if number:
+            text("")
+        facts(letter, as_json=False)
 
 
 def replayed(done: Report, command: str, *, as_json: bool) -> None:
@@ -228,11 +240,14 @@ def replayed(done: Report, command: str, *, as_json: bool) -> None:
         _json(dataclasses.asdict(done))
         return
     if not done.read:
-        text("no dead letters")
+        text("no dead letters, or none that match")
     if done.sent:
         text(f"dead letters sent back: {done.sent:,}; type next:\n  {command} load")
     if done.unchanged:
-        text(f"dead letters that stay, tried too often or from elsewhere: {done.unchanged:,}; `{command} dlq` says why")
+        text(
+            "dead letters that stay, tried too often, from elsewhere, or followed by a later message of their key: "
+            f"{done.unchanged:,}; `{command} dlq` lists them"
+        )
 
 
 def purged(done: Report, *, as_json: bool) -> None:
@@ -250,7 +265,7 @@ def facts(found: Mapping[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, found))
     for name, value in found.items():
-        text(f"{name.replace('_', ' '):<{width}}  {'-' if value is None else value}")
+        text(f"{name.replace('_', ' '):<{width}}  {'-' if value is None else printable(str(value))}")
 
 
 def checks(found: Iterable[Check], *, as_json: bool) -> None:
@@ -314,7 +329,7 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tup
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     _console(sys.stdout).print(table)
 
 

@@ -135,3 +135,8 @@ def bare_url(url: str) -> str:
 def sqlite_path(url: str) -> Path:
     """Return the file of a ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` URL."""
     return Path(url.removeprefix("sqlite:///") or "murmur.db")
+
+
+def printable(text: str) -> str:
+    """Return a text that may stand in a log and on a terminal: what would steer these is escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NamedTuple
 
-from core.bus import DEAD_LETTER_DAYS, Bus, Headers, Message, Producer, read_to_end
+from core.bus import DEAD_LETTER_DAYS, Bus, Headers, Message, Offsets, Producer, TopicPartition, read_to_end
 from core.config import Config
 from core.errors import ConfigError
 from core.jobs import Report
 from core.names import Names, utc
 
-MARK = "dlq_"
-"""Begins the name of every header that is not the message's own."""
+KNOWN = tuple(
+    f"dlq_{name}" for name in ("reason", "class", "topic", "partition", "offset", "attempts", "first_seen", "version")
+)
+"""The last headers of a dead letter; those before them are the message's own."""
+REPLAYED = ("murmur_replay_attempts", "murmur_replay_first_seen")
+"""The last headers of a message that was sent back."""
 MAX_ATTEMPTS = 5
 """So often a message is loaded in vain until it is not sent back any more."""
-REASON_LENGTH = 1000
 
 
 class Place(NamedTuple):
@@ -81,20 +84,21 @@ class Selection:
 EVERYTHING = Selection()
 
 
-def bury(producer: Producer, topic: str, message: Message, reason: str) -> None:
+def bury(producer: Producer, topic: str, message: Message, reason: str, error: str = "RecordError") -> None:
     """Send a message to the dead letters: key, value and headers as they are, and behind them what is known."""
-    known = {
-        "reason": reason[:REASON_LENGTH],
-        "class": "RecordError",
-        "topic": message.topic,
-        "partition": str(message.partition),
-        "offset": str(message.offset),
-        "attempts": str(_number(message, "attempts", 0) + 1),
-        "first_seen": utc(_first_seen(message) or datetime.now(UTC)),
-        "version": _version(),
-    }
-    headers = tuple((f"{MARK}{name}", text.encode("utf-8", "replace")) for name, text in known.items())
-    producer.send(topic, message.key, message.value, (*message.headers, *headers))
+    headers, replayed = _split(message.headers, REPLAYED)
+    known = (
+        reason,
+        error,
+        message.topic,
+        str(message.partition),
+        str(message.offset),
+        str(_number(replayed.get(REPLAYED[0]), 0) + 1),
+        utc(_time(replayed.get(REPLAYED[1])) or datetime.now(UTC)),
+        _version(),
+    )
+    marks = tuple((name, text.encode("utf-8", "replace")) for name, text in zip(KNOWN, known, strict=True))
+    producer.send(topic, message.key, message.value, (*headers, *marks))
 
 
 def dead_letters(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Iterator[DeadLetter]:
@@ -121,7 +125,8 @@ def replay(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Re
     """Send dead letters back to the topics they came from; the next `load` tries them again.
 
     Each is taken off the dead letters in the transaction that sends it. What was tried too often stays, so that
-    replaying and loading cannot go on for ever. Run twice, it sends nothing the second time.
+    replaying and loading cannot go on for ever; and what a later message of its key has superseded, so that no
+    compacted topic keeps it instead of that one. Run twice, it sends nothing the second time.
 
     Returns
     -------
@@ -131,15 +136,19 @@ def replay(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Re
     names = Names(config.topics.prefix)
     sources = {names.tracks, names.failed}
 
+    started = time.monotonic()
+    places = {letter.place: letter.key for letter in dead_letters(config, selection, bus=bus)}
+    superseded = _superseded(bus, {place: key for place, key in places.items() if place.topic in sources})
+
     def send_back(producer: Producer, letter: DeadLetter) -> bool:
-        if letter.attempts >= MAX_ATTEMPTS or letter.place.topic not in sources:
+        is_elsewhere = letter.place.topic not in sources
+        if letter.attempts >= MAX_ATTEMPTS or is_elsewhere or letter.place in superseded:
             return False
-        marks = {"attempts": str(letter.attempts), "first_seen": utc(letter.first_seen)}
-        headers = tuple((f"{MARK}{name}", text.encode()) for name, text in marks.items())
-        producer.send(letter.place.topic, letter.key, letter.value, (*letter.headers, *headers))
+        known = (str(letter.attempts), utc(letter.first_seen))
+        marks = tuple((name, text.encode()) for name, text in zip(REPLAYED, known, strict=True))
+        producer.send(letter.place.topic, letter.key, letter.value, (*letter.headers, *marks))
         return True
 
-    started = time.monotonic()
     meant, sent = _take_off(config, selection, send_back, bus=bus)
     return Report(read=meant, sent=sent, unchanged=meant - sent, seconds=time.monotonic() - started)
 
@@ -184,33 +193,52 @@ def _take_off(
     return meant, settled
 
 
+def _superseded(bus: Bus, keys: Mapping[Place, bytes | None]) -> set[Place]:
+    """Return the places behind which their topic has a later message of the same key."""
+    first: Offsets = {}
+    for topic, partition, offset in keys:
+        at = TopicPartition(topic, partition)
+        first[at] = min(first.get(at, offset), offset)
+    wanted, last = set(keys.values()), {}
+    if first:
+        for message in read_to_end(bus, {at.topic for at in first}, {**bus.ends({at.topic for at in first}), **first}):
+            if message.key in wanted:
+                last[message.topic, message.partition, message.key] = message.offset
+    return {place for place, key in keys.items() if last.get((place.topic, place.partition, key), -1) > place.offset}
+
+
 def _read(message: Message) -> DeadLetter:
     """Read a message of the dead letters; one that somebody else put there is its own place."""
+    headers, known = _split(message.headers, KNOWN)
+    reason, error, topic, partition, offset, attempts, first_seen, version = (known.get(name) for name in KNOWN)
     return DeadLetter(
-        place=Place(
-            message.header(f"{MARK}topic") or message.topic,
-            _number(message, "partition", message.partition),
-            _number(message, "offset", message.offset),
-        ),
+        place=Place(topic or message.topic, _number(partition, message.partition), _number(offset, message.offset)),
         key=message.key,
         value=message.value,
-        headers=tuple((name, text) for name, text in message.headers if not name.startswith(MARK)),
-        reason=message.header(f"{MARK}reason") or "",
-        error=message.header(f"{MARK}class") or "",
-        attempts=_number(message, "attempts", 0),
-        first_seen=_first_seen(message) or datetime.fromtimestamp(message.timestamp / 1000, UTC),
-        version=message.header(f"{MARK}version") or "",
+        headers=headers,
+        reason=reason or "",
+        error=error or "",
+        attempts=_number(attempts, 0),
+        first_seen=_time(first_seen) or datetime.fromtimestamp(message.timestamp / 1000, UTC),
+        version=version or "",
     )
 
 
-def _number(message: Message, name: str, otherwise: int) -> int:
-    text = message.header(f"{MARK}{name}") or ""
-    return int(text) if re.fullmatch("[0-9]{1,19}", text) else otherwise
+def _split(headers: Headers, names: tuple[str, ...]) -> tuple[Headers, dict[str, str]]:
+    """Return a message's own headers, and those of these names that end them, if they do."""
+    own, last = headers[: -len(names)], headers[-len(names) :]
+    if tuple(name for name, _ in last) != names:
+        return headers, {}
+    return own, {name: value.decode("utf-8", "replace") for name, value in last}
 
 
-def _first_seen(message: Message) -> datetime | None:
-    with suppress(ValueError):
-        return datetime.fromisoformat(message.header(f"{MARK}first_seen") or "").astimezone(UTC)
+def _number(text: str | None, otherwise: int) -> int:
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else otherwise
+
+
+def _time(text: str | None) -> datetime | None:
+    with suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(text or "").astimezone(UTC)
     return None
 
 

@@ -15,7 +15,7 @@ from core.bus import Bus, Consumer, Message, Producer, lag
 from core.config import Config
 from core.errors import BackendError, RecordError
 from core.jobs import Progress, Report, Watch, ignore
-from core.names import Names
+from core.names import Names, printable
 from core.records import Failure, Record, Track
 from core.store import Store
 from etl.dead_letters import Place, bury
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """How long a poll waits for messages before it is asked again whether the end is reached."""
+REASON_LENGTH = 1000
 WINDOW = 1000
 """The last messages, of which no more than `load.max_bad_share` may be bad."""
 FEWEST = 100
@@ -49,6 +50,8 @@ class Dead(NamedTuple):
 
     message: Message
     reason: str
+    error: str
+    """Its class: ``RecordError``, or ``Refused`` by the store."""
 
 
 class Batch(NamedTuple):
@@ -115,7 +118,7 @@ def run(
                 progress(Progress("load", read, None if until else max(total, read), failed))
         if until is None:
             patiently(loader.sweep)
-    if read:
+    if read < total:  # it counts what marks the end of a transaction, too
         progress(Progress("load", read, read, failed))
     seconds = time.monotonic() - started
     return Report(
@@ -184,9 +187,9 @@ class Loader:
 
     def _checked(self, messages: Iterable[Message], dead: Iterable[Dead]) -> list[bool]:
         """Return which messages are bad; raise if with them too many are: a wrong topic is no heap of dead letters."""
-        bad = {_place(message): reason for message, reason in dead}
+        bad = {_place(message): reason for message, reason, _ in dead}
         are_bad = [_place(message) in bad for message in messages]
-        recent = [*self._recent, *are_bad][-WINDOW:]
+        recent = [*self._recent, *are_bad][-max(WINDOW, len(are_bad)) :]
         allowed = self._config.load.max_bad_share
         if bad and len(recent) >= FEWEST and sum(recent) > allowed * len(recent):
             place, reason = next(iter(bad.items()))
@@ -203,13 +206,13 @@ class Loader:
             self._producer = self._bus.producer(commits=self.consumer)
         try:
             with self._producer.transaction():
-                for message, reason in dead:
-                    bury(self._producer, self._names.dead_letters, message, reason)
+                for one in dead:
+                    bury(self._producer, self._names.dead_letters, *one)
         except BackendError:
             self._producer.close()
             self._producer = None
             raise
-        for message, reason in dead:
+        for message, reason, _ in dead:
             log.warning("%s: dead letter: %s", _place(message), reason)
 
 
@@ -251,16 +254,21 @@ def _write(messages: Iterable[Message], kinds: Mapping[str, type[Record]], store
         try:
             entries[message.topic].append(Entry(message, decode(kinds[message.topic], message)))
         except RecordError as error:
-            dead.append(Dead(message, str(error)))
+            dead.append(Dead(message, _reason(str(error)), "RecordError"))
     written = 0
     for topic, batch in entries.items():
         while batch:  # a version that the store refuses makes way for the one before it
             latest = _latest(batch)
             changed, refused = _upsert(kinds[topic], latest.values(), store)
             written += changed
-            dead += [Dead(latest[key].message, reason) for key, reason in refused.items()]
+            dead += [Dead(latest[key].message, _reason(reason), "Refused") for key, reason in refused.items()]
             batch = [one for one in batch if one.decoded.key in refused and one is not latest[one.decoded.key]]
     return written, dead
+
+
+def _reason(text: str) -> str:
+    """Return why a message is bad; what it quotes of the message may be long and strange."""
+    return printable(text[:REASON_LENGTH])
 
 
 def _latest(entries: Iterable[Entry]) -> dict[str, Entry]:

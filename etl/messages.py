@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Generic, NamedTuple, TypeVar
 
 from core.bus import Bus, Message, Producer
@@ -56,8 +57,8 @@ def decode(kind: type[R], message: Message) -> Decoded[R]:
         raise RecordError("the message has no key")
     if message.value is None:
         rev = message.header("rev") or ""
-        if not (rev.isascii() and rev.isdecimal() and int(rev) < 2**63):
-            raise RecordError(f"the tombstone of {key} has no rev header, so its place among the updates is unknown")
+        if not (re.fullmatch("[0-9]{1,19}", rev) and int(rev) < 2**63):
+            raise RecordError(f"the tombstone of {key!r} has no rev header: its place among the updates is unknown")
         return Decoded(key, int(rev), None)
     record = kind.from_json(message.value)
     if record.key != key:

@@ -40,6 +40,12 @@ def bus(request: pytest.FixtureRequest, config: Config, tmp_path: Path) -> Itera
 Put = Callable[..., None]
 
 
+def replayed(attempts: int, days_ago: float = 0) -> Headers:
+    """Return what stands behind the headers of a message that was sent back."""
+    first_seen = utc(datetime.now(UTC) - timedelta(days=days_ago))
+    return (("murmur_replay_attempts", b"%d" % attempts), ("murmur_replay_first_seen", first_seen.encode()))
+
+
 @pytest.fixture
 def put(bus: Bus, names: Names) -> Put:
     """Return what buries messages at the given offsets of the topic of tracks."""
@@ -84,7 +90,7 @@ def test_where_there_never_was_one_there_are_none(tmp_path: Path) -> None:
 def test_they_are_selected_by_place_reason_and_time(bus: Bus, config: Config, names: Names, put: Put) -> None:
     day = timedelta(days=1)
     put(1, 2, reason="not a Track: rev")
-    put(3, reason="too large", headers=(("dlq_first_seen", utc(datetime.now(UTC) - 3 * day).encode()),))
+    put(3, reason="too large", headers=replayed(1, days_ago=3))
     put(1, reason="not a Failure", topic=names.failed)
 
     def select(*places: str, **fields: object) -> list[int]:
@@ -111,8 +117,8 @@ def test_replaying_sends_each_back_once_with_its_attempts_and_takes_it_off(
     back = sent_back(bus, names)
     assert [(message.key, message.value) for message in back] == [(b"k1", b"\x001"), (b"k2", b"\x002")]
     assert {message.headers[0] for message in back} == {("rev", b"1")}
-    assert {message.header("dlq_attempts") for message in back} == {"1"}
-    assert {message.header("dlq_first_seen") for message in back} == set(map(utc, first_seen))
+    assert {message.header("murmur_replay_attempts") for message in back} == {"1"}
+    assert {message.header("murmur_replay_first_seen") for message in back} == set(map(utc, first_seen))
     assert list(dead_letters(config, bus=bus)) == []
     assert replay(config, bus=bus).sent == 0
     assert len(sent_back(bus, names)) == 2
@@ -136,6 +142,39 @@ def test_a_place_that_is_not_there_changes_nothing(bus: Bus, config: Config, nam
             take_off(config, Selection((f"{names.tracks}/0/1", "nowhere")), bus=bus)
     assert offsets(dead_letters(config, bus=bus)) == [1]
     assert sent_back(bus, names) == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (("dlq_origin", b"x"), ("dlq_first_seen", b"2020-01-01T00:00:00Z"), ("dlq_attempts", b"7")),
+        (("murmur_replay_attempts", b"7"),),
+        (("murmur_replay_attempts", b"no number"), ("murmur_replay_first_seen", b"0001-01-01T00:00:00+23:59")),
+    ],
+)
+def test_headers_that_only_look_like_ours_change_nothing(bus: Bus, config: Config, put: Put, headers: Headers) -> None:
+    put(1, headers=headers)
+    (letter,) = dead_letters(config, bus=bus)
+    assert letter.headers in (headers, ())
+    assert letter.attempts == 1
+    assert abs(datetime.now(UTC) - letter.first_seen) < timedelta(minutes=1)
+
+
+def test_what_a_later_message_of_its_key_has_superseded_stays(bus: Bus, config: Config, names: Names, put: Put) -> None:
+    """Sent back, it would be the last of its key: a compacted topic would keep it instead of the good one."""
+    with closing(bus.producer()) as producer:
+        for key in (b"k0", b"k1", b"k2"):
+            producer.send(names.tracks, key, b"bad")
+        producer.flush()
+        for message in list(read_to_end(bus, [names.tracks])):
+            bury(producer, names.dead_letters, message, "first" if message.key == b"k0" else "superseded")
+        for key in (b"k2", b"k1"):
+            producer.send(names.tracks, key, b"good")
+        producer.flush()
+    report = replay(config, Selection(reason="superseded"), bus=bus)
+    assert (report.read, report.sent, report.unchanged) == (2, 0, 2)
+    assert replay(config, bus=bus).sent == 1
+    assert [letter.key for letter in dead_letters(config, bus=bus)] == [b"k1", b"k2"]
 
 
 def test_purging_removes_them_for_good(bus: Bus, config: Config, names: Names, put: Put) -> None:
@@ -165,7 +204,7 @@ def test_what_was_tried_too_often_is_not_sent_back_any_more(bus: Bus, config: Co
 def test_what_is_too_old_is_gone_and_sending_it_anew_does_not_prolong_it(
     bus: Bus, config: Config, names: Names, put: Put
 ) -> None:
-    put(1, headers=(("dlq_first_seen", utc(datetime.now(UTC) - timedelta(days=15)).encode()),))
+    put(1, headers=replayed(1, days_ago=15))
     put(2, 3)
     assert offsets(dead_letters(config, bus=bus)) == [2, 3]
     assert replay(config, Selection((f"{names.tracks}/0/2",)), bus=bus).sent == 1

@@ -140,9 +140,17 @@ BAD: dict[str, tuple[bytes, bytes | None, Headers, str]] = {
     "another key": (b"y", track().to_json(), (), "the key 'y' is not the record's own, 'x'"),
     "a key that is not UTF-8": (b"\xff", track().to_json(), (), "the key is not UTF-8"),
     "an empty key": (b"", track().to_json(), (), "the message has no key"),
-    "a tombstone without rev": (b"x", None, (("other", b"header"),), "the tombstone of x has no rev header"),
-    "a tombstone with a strange rev": (b"x", None, (("rev", b"-1"),), "the tombstone of x has no rev header"),
-    "a tombstone with a rev beyond 64 bits": (b"x", None, (("rev", b"9" * 30),), "the tombstone of x has no rev"),
+    "a tombstone without rev": (b"x", None, (("other", b"header"),), "the tombstone of 'x' has no rev header"),
+    "a tombstone with a strange rev": (b"x", None, (("rev", b"-1"),), "the tombstone of 'x' has no rev header"),
+    "a tombstone with a rev beyond 64 bits": (b"x", None, (("rev", b"9" * 19),), "the tombstone of 'x' has no rev"),
+    "a tombstone with a rev of 5,000 digits": (b"x", None, (("rev", b"9" * 5000),), "the tombstone of 'x' has no rev"),
+    "a key that forges a line": (b"x\nmurmur: \x1b[1mdone", b"no", (), "not a Track"),
+    "a field that forges a line": (
+        b"x",
+        track().to_json().replace(b"mfcc", b"\\n").replace(b"-1.25", b"NaN"),
+        (),
+        "not",
+    ),
     "a rev beyond 64 bits": (b"x", track(rev=77).to_json().replace(b"77", b"9" * 19), (), "not a Track: rev"),
     "a year beyond 64 bits": (
         b"x",
@@ -168,6 +176,7 @@ def test_what_cannot_be_loaded_goes_to_the_dead_letters_as_it_is_and_the_rest_go
     (letter,) = dead_letters(bus)
     assert (letter.key, letter.value, letter.headers[: len(headers)]) == (key, value, headers)
     assert (letter.header("dlq_reason") or "").startswith(reason)
+    assert (letter.header("dlq_reason") or "").isprintable()
     assert letter.header("dlq_class") == "RecordError"
     assert [letter.header(f"dlq_{name}") for name in ("topic", "partition", "offset")] == [NAMES.tracks, "0", "1"]
     assert letter.header("dlq_attempts") == "1"
@@ -459,6 +468,7 @@ def test_a_tombstone_that_the_store_refuses_is_a_dead_letter(opened: tuple[Store
     report = load.run(Config(), store=Choosy(store), bus=Log(bus, log))  # type: ignore[arg-type]
     assert stored(store) == {"x": track(rev=4)}
     assert [letter.header("dlq_reason") for letter in dead_letters(bus)] == ["no marks here"]
+    assert dead_letters(bus)[0].header("dlq_class") == "Refused"
     assert (report.read, report.written, report.unchanged, report.failed) == (2, 1, 0, 1)
 
 
