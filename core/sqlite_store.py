@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from pydantic_core import PydanticSerializationError
 
-from core.records import Record
+from core.records import Record, to_json
 from core.sqlite import Database
 from core.store import Document, R, Upserted
 
@@ -38,13 +37,13 @@ class SQLiteStore:
         self.url = url
         self._database = Database(url, SCHEMA, create=create)
 
-    def upsert(self, records: Sequence[Record]) -> Upserted:
+    def upsert(self, records: Iterable[Record]) -> Upserted:
         """Write what is newer than the stored record."""
         rows, refused = [], {}
         for record in records:
             try:
                 rows.append(_row(record))
-            except (PydanticSerializationError, OverflowError) as error:
+            except (orjson.JSONEncodeError, OverflowError) as error:
                 refused[record.key] = f"cannot be written: {error}"
         return Upserted(self._write(rows), refused)
 
@@ -123,9 +122,9 @@ class SQLiteStore:
 def _row(record: Record) -> tuple[Any, ...]:
     if record.rev >= 2**63:
         raise OverflowError(f"rev {record.rev} is over 64 bits")
-    bulk = record.model_dump_json(include=set(record.bulky)) if record.bulky else None
-    doc = record.model_dump_json(exclude=set(record.bulky))
-    return record.collection, record.key, record.rev, False, doc, bulk
+    doc = vars(record).copy()
+    bulk = to_json({field: doc.pop(field) for field in record.bulky}).decode() if record.bulky else None
+    return record.collection, record.key, record.rev, False, to_json(doc).decode(), bulk
 
 
 def _document(doc: str, bulk: str | None) -> Document:

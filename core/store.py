@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from core.errors import ConfigError
@@ -30,10 +30,10 @@ class Store(Protocol):
     url: str
     """Without user info and options: safe to print."""
 
-    def upsert(self, records: Sequence[Record]) -> Upserted:
+    def upsert(self, records: Iterable[Record]) -> Upserted:
         """Write the records whose `rev` is above the stored one, deletion marks included.
 
-        The records are of one kind. The same batch twice is the same as once.
+        The records are of one kind, and may be made as they are asked for. The same batch twice is the same as once.
         """
 
     def delete(self, kind: type[Record], revs: Mapping[str, int]) -> Upserted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -52,6 +52,10 @@ class Dead(NamedTuple):
     reason: str
     error: str
     """Its class: ``RecordError``, or ``Refused`` by the store."""
+
+
+Versions = dict[bytes | None, list[Message]]
+"""The messages of each key, in their order."""
 
 
 class Batch(NamedTuple):
@@ -246,44 +250,59 @@ def _place(message: Message) -> Place:
     return Place(message.topic, message.partition, message.offset)
 
 
-def _write(messages: Iterable[Message], kinds: Mapping[str, type[Record]], store: Store) -> tuple[int, list[Dead]]:
-    """Write what can be written; return how many records changed, and the rest."""
-    entries: dict[str, list[Entry]] = {topic: [] for topic in kinds}
-    dead = []
-    for message in messages:
-        try:
-            entries[message.topic].append(Entry(message, decode(kinds[message.topic], message)))
-        except RecordError as error:
-            dead.append(Dead(message, _reason(str(error)), "RecordError"))
-    written = 0
-    for topic, batch in entries.items():
-        while batch:  # a version that the store refuses makes way for the one before it
-            latest = _latest(batch)
-            changed, refused = _upsert(kinds[topic], latest.values(), store)
-            written += changed
-            dead += [Dead(latest[key].message, _reason(reason), "Refused") for key, reason in refused.items()]
-            batch = [one for one in batch if one.decoded.key in refused and one is not latest[one.decoded.key]]
-    return written, dead
-
-
 def _reason(text: str) -> str:
     """Return why a message is bad; what it quotes of the message may be long and strange."""
     return printable(text[:REASON_LENGTH])
 
 
-def _latest(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Return the entry of the highest revision of each key; of equal ones the first."""
-    latest: dict[str, Entry] = {}
-    for entry in entries:
-        held = latest.setdefault(entry.decoded.key, entry)
-        if entry.decoded.rev > held.decoded.rev:
-            latest[entry.decoded.key] = entry
+def _write(messages: Iterable[Message], kinds: Mapping[str, type[Record]], store: Store) -> tuple[int, list[Dead]]:
+    """Write what can be written; return how many records changed, and the rest."""
+    written = 0
+    dead: list[Dead] = []
+    versions: dict[str, Versions] = {topic: {} for topic in kinds}
+    for message in messages:
+        versions[message.topic].setdefault(message.key, []).append(message)
+    for topic, left in versions.items():
+        while left:  # a version that the store refuses makes way for the one before it
+            changed, refused = _upsert(kinds[topic], left, dead, store)
+            written += changed
+            left = {key: left[key] for key in refused if left[key]}
+    return written, dead
+
+
+def _upsert(kind: type[Record], versions: Versions, dead: list[Dead], store: Store) -> tuple[int, list[bytes | None]]:
+    """Write one version of each key, and take it away; return how many changed, and the keys that the store refuses.
+
+    Each record is decoded as the store asks for it: a batch of them would take ten times the memory of its messages.
+    """
+    taken: dict[str, Message] = {}
+    revs: dict[str, int] = {}
+
+    def latest() -> Iterator[Record]:
+        for of_key in versions.values():
+            if entry := _take_latest(kind, of_key, dead):
+                message, (key, rev, record) = entry
+                taken[key] = message
+                if record:
+                    yield record
+                else:
+                    revs[key] = rev
+
+    upserted = store.upsert(latest())
+    deleted = store.delete(kind, revs)
+    refused = {**upserted.refused, **deleted.refused}
+    dead += [Dead(taken[key], _reason(reason), "Refused") for key, reason in refused.items()]
+    return upserted.written + deleted.written, [taken[key].key for key in refused]
+
+
+def _take_latest(kind: type[Record], versions: list[Message], dead: list[Dead]) -> Entry | None:
+    """Take away the message of the highest revision, of equal ones the first, and those that are no records."""
+    entries = []
+    for message in versions:
+        try:
+            entries.append(Entry(message, decode(kind, message)))
+        except RecordError as error:
+            dead.append(Dead(message, _reason(str(error)), "RecordError"))
+    latest = max(entries, key=lambda entry: entry.decoded.rev, default=None)
+    versions[:] = [entry.message for entry in entries if entry is not latest]
     return latest
-
-
-def _upsert(kind: type[Record], entries: Iterable[Entry], store: Store) -> tuple[int, dict[str, str]]:
-    """Write one version of each key; return how many changed, and why the store refuses others."""
-    decoded = [entry.decoded for entry in entries]
-    upserted = store.upsert([one.record for one in decoded if one.record])
-    deleted = store.delete(kind, {one.key: one.rev for one in decoded if not one.record})
-    return upserted.written + deleted.written, {**upserted.refused, **deleted.refused}

@@ -454,6 +454,7 @@ class Choosy:
         return getattr(self.store, name)
 
     def upsert(self, records: Sequence[Record]) -> Upserted:
+        records = list(records)
         good = [record for record in records if not isinstance(record, Track) or record.title != "huge"]
         refused = {record.key: "too large" for record in records if record not in good}
         return Upserted(self.store.upsert(good).written, refused)
