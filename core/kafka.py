@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,10 +46,12 @@ DEAD_LETTER_RETENTION_MS = DEAD_LETTER_DAYS * 24 * 3600 * 1000
 DEAD_LETTER_HEADROOM = 64 * 1024
 """Bytes that a dead letter's headers may add to the largest message."""
 BATCH_BYTES = 128 * 1024
-BUFFER_BYTES = 32 * 1024 * 1024
+BUFFER_BYTES = 8 * 1024 * 1024
 """Sent without an acknowledgement: the driver itself takes messages until the memory ends."""
 REQUEST_BYTES = 50 * 1024 * 1024
 """Half of what a broker accepts."""
+FETCH_BYTES = 8 * 1024 * 1024
+"""Fetched of a partition at once: the driver's 1 MB is less than a batch of tracks."""
 SLICE = 0.1
 """Seconds after which a reader that is behind looks whether it is at the end: what is aborted is never returned."""
 STAY = 0.2
@@ -292,6 +295,7 @@ class Sent(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+    size: int
     future: Any
 
 
@@ -307,7 +311,8 @@ class Producer:
         self._id = f"{commits.group}.{uuid4().hex}" if commits else transactional_id
         self._commits = commits
         self._limits: dict[str, Limits] = {}
-        self._sent: list[Sent] = []
+        self._sent: deque[Sent] = deque()
+        """Without those at the front that were acknowledged."""
         self._buffered = 0
         self._last: Offsets = {}
         self._fenced = False
@@ -319,10 +324,10 @@ class Producer:
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
         """Hand over a message. What the topic would refuse is refused here: it would end the driver's producer."""
         size = self._size(topic, key, value, headers)
+        self._let_go()
         if self._buffered + size > BUFFER_BYTES:
-            self.flush()
-        self._buffered += size
-        self._hand_over(topic, key, value, headers)
+            self._make_room(size)
+        self._hand_over(topic, key, value, headers, size)
         if self._sent[-1].future.failed():
             self.flush()
 
@@ -335,10 +340,9 @@ class Producer:
             if error:
                 with self._translated():
                     raise error
-            for sent in self._sent if self._id else ():
-                self._last[TopicPartition(sent.topic, sent.future.value.partition)] = sent.future.value.offset
+            self._let_go()
         finally:
-            self._sent, self._buffered = [], 0
+            self._forget()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -402,12 +406,34 @@ class Producer:
             )
         return size
 
-    def _hand_over(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+    def _hand_over(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, size: int) -> None:
         try:
             future = self._alive().send(topic, value, key, list(headers))
         except errors.KafkaError as error:
             future = kafka.future.Future().failure(error)
-        self._sent.append(Sent(topic, key, value, headers, future))
+        self._sent.append(Sent(topic, key, value, headers, size, future))
+        self._buffered += size
+
+    def _make_room(self, size: int) -> None:
+        """Wait for the oldest acknowledgements; not for all, so that there is always something under way."""
+        while self._sent and self._buffered + size > BUFFER_BYTES:
+            try:
+                self._sent[0].future.get((DELIVERY_TIMEOUT_MS + REQUEST_TIMEOUT_MS) / 1000)
+            except errors.KafkaError:
+                self.flush()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let go of the first messages that are acknowledged: nothing that was sent before them is left."""
+        while self._sent and self._sent[0].future.succeeded():
+            sent = self._sent.popleft()
+            self._buffered -= sent.size
+            if self._id:
+                self._last[TopicPartition(sent.topic, sent.future.value.partition)] = sent.future.value.offset
+
+    def _forget(self) -> None:
+        self._sent.clear()
+        self._buffered = 0
 
     def _settle(self) -> errors.KafkaError | None:
         """Wait for the acknowledgements; return the first error, which the driver's own flush does not mention."""
@@ -425,10 +451,10 @@ class Producer:
         again = _unacknowledged(self._sent)
         log.warning("%s: %d messages are sent again, by a new producer: %s", self._bus.url, len(again), error)
         self._drop()
-        self._sent = []
-        for topic, key, value, headers, _ in again:
-            self._size(topic, key, value, headers)  # a limit that was lowered may be what was wrong
-            self._hand_over(topic, key, value, headers)
+        self._forget()
+        for topic, key, value, headers, *_ in again:
+            size = self._size(topic, key, value, headers)  # a limit that was lowered may be what was wrong
+            self._hand_over(topic, key, value, headers, size)
         if second := self._settle():
             self._drop()
         return second
@@ -471,7 +497,7 @@ class Producer:
         """Abort; where that fails too, the first error tells more, and the broker aborts after the timeout."""
         with suppress(BackendError):
             self._bounded(self._driver.abort_transaction)
-        self._sent, self._buffered = [], 0
+        self._forget()
 
     def _bounded(self, call: Callable[[], None]) -> None:
         """Call the driver in a thread of its own: it waits without end for a server that is gone."""
@@ -551,6 +577,7 @@ class Consumer:
             enable_auto_commit=False,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
+            max_partition_fetch_bytes=FETCH_BYTES,
             partition_assignment_strategy=[CooperativeStickyAssignor],
         )
         bus.opened.add(self)
