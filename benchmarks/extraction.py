@@ -1,4 +1,4 @@
-"""What the features of a file cost, against plain librosa; writes docs/benchmarks.md: ``scripts/bench``.
+"""What the features of a file cost, against plain librosa; written to docs/benchmarks.md: ``scripts/bench extraction``.
 
 All is measured in one run on one thread, as medians of interleaved rounds, so that a busy machine slows all alike. Each
 contestant does the whole of it: decode, mix, resample, descriptors, statistics.
@@ -11,9 +11,6 @@ contestant does the whole of it: decode, mix, resample, descriptors, statistics.
 
 from __future__ import annotations
 
-import math
-import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -21,46 +18,23 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from platform import python_version
-from typing import NamedTuple
 
 import librosa
 import numpy as np
 import scipy.stats
 import soundfile
 
+from benchmarks.report import Measured, conclude, medians, table
 from core.config import parse_config
 from etl.pool import Task, run_tasks
 from features import audio, descriptors, extraction, spectrum
 from features.statistics import summarize
 
 SR = 22_050
-REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 FMA = descriptors.blocks(["fma"])
 DEFAULT = descriptors.blocks(["default"])
 WITHOUT_FLUCTUATION = {block: line for block, line in DEFAULT.items() if block != "fluctuation"}
 ROUNDS = 7
-
-
-class Measured(NamedTuple):
-    """A row of the table."""
-
-    what: str
-    times: str
-    ratio: float
-    least: float = 0.0
-    most: float = math.inf
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the ratio is within its bar."""
-        return self.least <= self.ratio <= self.most
-
-    def __str__(self) -> str:
-        """Return it as Markdown."""
-        bar = f"≥ {self.least:g}" if self.most == math.inf else f"≤ {self.most:g}"
-        if self.least and self.most < math.inf:
-            bar = f"{self.least:g} … {self.most:g}"
-        return f"| {self.what} | {self.times} | {self.ratio:.2f} × | {bar} | {'met' if self.is_met else '**missed**'} |"
 
 
 def main() -> None:
@@ -75,12 +49,10 @@ def main() -> None:
             python=python_version(),
             librosa=librosa.__version__,
             numpy=np.__version__,
-            rows="\n".join(map(str, rows)),
+            rows=table(rows),
             steps="\n".join(f"| {what} | {1000 * seconds:.1f} |" for what, seconds in steps(track)),
         )
-    REPORT.write_text(text, encoding="utf-8")
-    print(text)
-    sys.exit(not all(row.is_met for row in rows))
+    conclude("Extraction", text, rows)
 
 
 def against_librosa(short: Path, track: Path) -> Iterable[Measured]:
@@ -271,19 +243,6 @@ def seven(values: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def medians(rounds: int, *contestants: Callable[[], object]) -> list[float]:
-    """Return the median seconds of each contestant, after one call of each that does not count."""
-    times = [[clock(contestant) for contestant in contestants] for _ in range(rounds + 1)]
-    return [statistics.median(column) for column in zip(*times[1:], strict=True)]
-
-
-def clock(contestant: Callable[[], object]) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
-    contestant()
-    return time.perf_counter() - start
-
-
 def throughput(paths: list[Path], workers: int) -> float:
     """Return the tracks per second of a pool, from its first result to its last."""
     import features
@@ -324,10 +283,9 @@ def ms(*seconds: float) -> str:
     return " : ".join(f"{1000 * value:.0f}" for value in seconds) + " ms"
 
 
-PAGE = """# Benchmarks
-
-Written by `scripts/bench`, on one thread, as medians of interleaved rounds; Python {python}, librosa {librosa},
-numpy {numpy}. Each contestant does the whole: decode, mix, resample, descriptors, statistics. Times are ours : theirs.
+PAGE = """Written by `scripts/bench extraction`, on one thread, as medians of interleaved rounds; Python {python},
+librosa {librosa}, numpy {numpy}. Each contestant does the whole: decode, mix, resample, descriptors, statistics. Times
+are ours : theirs.
 
 * *each from y*: librosa called from `y` for every descriptor, with the statistics of numpy and scipy;
 * *shared*: one STFT and one constant-Q transform for all descriptors, by librosa's own functions;
@@ -336,11 +294,9 @@ numpy {numpy}. Each contestant does the whole: decode, mix, resample, descriptor
 The tracks are stereo MP3s at 44.1 kHz; `default` is without `fluctuation`, which librosa does not have, where it is
 held against librosa.
 
-| what | times | ratio | bar | |
-|---|---|---|---|---|
 {rows}
 
-## Where the time goes
+### Where the time goes
 
 The steps of a 4-min stereo MP3, each for itself.
 
