@@ -83,16 +83,16 @@ def cloud_event(kind: str, key: str, rev: int, feature_set: str = "") -> tuple[t
     feature_set : str
         Left out where empty.
     """
-    texts = {
-        "ce_specversion": "1.0",
-        "ce_id": f"{key}@{rev}",
-        "ce_type": f"murmuration.{kind}.v1",
-        "ce_source": "murmuration",
-        "ce_time": utc_now(),
-        "content-type": "application/json",
-        "rev": str(rev),
-    } | ({"feature_set": feature_set} if feature_set else {})
-    return tuple((name, text.encode()) for name, text in texts.items())
+    headers = (
+        ("ce_specversion", b"1.0"),
+        ("ce_id", f"{key}@{rev}".encode()),
+        ("ce_type", f"murmuration.{kind}.v1".encode()),
+        ("ce_source", b"murmuration"),
+        ("ce_time", utc_now().encode()),
+        ("content-type", b"application/json"),
+        ("rev", str(rev).encode()),
+    )
+    return (*headers, ("feature_set", feature_set.encode())) if feature_set else headers
 
 
 def utc_now() -> str:

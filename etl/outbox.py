@@ -87,7 +87,7 @@ class Outbox:
 
     def mended(self, path: str) -> None:
         """Send the tombstone of a file's failure, if it had one."""
-        if failure := self._failures.pop(path_digest(path), None):
+        if self._failures and (failure := self._failures.pop(path_digest(path), None)):
             send_tombstone(self._producer, self._names.failed, Failure, failure.key, next_rev(failure.rev))
             self._count()
 
