@@ -6,8 +6,8 @@ interleaved rounds, so that a busy machine slows both alike.
 
 * producing: what `extract` does with finished tracks, their serialisation and headers included, against kafka-python
   that is handed the same bytes, with the same settings, and looks at every acknowledgement at the end;
-* loading: the whole job `load`, from opening its consumer to leaving the group, against `bulk_write` of the same
-  guarded upserts of ready documents, in batches of the same size;
+* loading: the job `load`, from joining its group to leaving it, but for the daily sweep of old marks, against
+  `bulk_write` of the same guarded upserts of ready documents, in batches of the same size;
 * the same on SQLite, against a loop of select, `model_validate_json` and `executemany`, that validates a batch before
   it writes it, or each record as it is written;
 * memory: the peak of `murmur load`, a process of its own, as the system tells it.
@@ -42,7 +42,7 @@ from core.config import Config, parse_config
 from core.kafka import BATCH_BYTES, REQUEST_BYTES
 from core.names import Names
 from core.records import Features, Source, Track, next_rev
-from etl import load
+from etl.load import Loader
 from etl.messages import create_topics, send
 from etl.outbox import Outbox
 from features import descriptors, extraction
@@ -237,9 +237,14 @@ def loads(bus: Bus, tracks: list[Track], store_urls: Iterator[str]) -> Callable[
     configs = iter([fill(bus, prefix(number), tracks) for number in range(ROUNDS + 1)])
 
     def run() -> None:
-        with closing(open_store(next(store_urls))) as store:
-            report = load.run(next(configs), store=store, bus=bus)
-        assert report.written == len(tracks)
+        config, written = next(configs), 0
+        with (
+            closing(open_store(next(store_urls))) as store,
+            closing(Loader(config, Names(config.topics.prefix), store=store, bus=bus)) as loader,
+        ):
+            while not loader.has_caught_up():
+                written += loader.load().written
+        assert written == len(tracks)
 
     return run
 
@@ -316,9 +321,9 @@ The servers are those of the tests: a real Kafka broker, and one that speaks Mon
 
 * *producing*: from finished `Track`s to the last acknowledgement, as `extract` does it; serialisation and headers
   count. Theirs is kafka-python, handed the same bytes, with the same settings (idempotent, zstd, crc32c, batches);
-* *loading*: the whole job, from opening its consumer to leaving the group: poll, validate, coalesce, guarded upserts,
-  commit. Theirs is `bulk_write` of the same guarded upserts of ready documents, in batches of the same size, as
-  durable;
+* *loading*: the job `load`, from joining its group to leaving it, but for the daily sweep of old marks: poll, validate,
+  coalesce, guarded upserts, commit. Theirs is `bulk_write` of the same guarded upserts of ready documents, in batches
+  of the same size, as durable;
 * *loading, SQLite*: the same job. Theirs is a loop of select, `model_validate_json` and `executemany` over batches of
   the same size at `synchronous=FULL`, that writes the JSON as it came, and commits no position. It validates a batch
   before it writes it, or keeps no record and validates each as it is written;

@@ -127,6 +127,11 @@ class StoreContract:
         assert store.get(Track, "a") == newer
         assert list(store.scan(Track)) == [newer.model_dump()]
 
+    def test_records_may_be_made_as_they_are_asked_for(self, store: Store) -> None:
+        assert store.upsert(track(name) for name in "ab") == Upserted(2, {})
+        assert keys(store) == ["a", "b"]
+        assert store.upsert(iter(())) == Upserted(0, {})
+
     @pytest.mark.parametrize("revs", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (3, 3, 2)])
     def test_within_one_batch_the_highest_rev_wins(self, store: Store, revs: tuple[int, ...]) -> None:
         assert store.upsert([track("a", rev=rev, title=f"rev {rev}") for rev in revs]).refused == {}
@@ -273,6 +278,7 @@ class StoreContract:
         [
             pytest.param({"title": "half a pair \ud800"}, id="lone surrogate"),
             pytest.param({"rev": 2**63}, id="rev over 64 bits"),
+            pytest.param({"year": 2**70}, id="integer over 64 bits"),
             pytest.param({"track_id": "bad \udc80"}, id="lone surrogate in the key"),
         ],
     )
