@@ -243,7 +243,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
 
     config = _config(context)
     with _opened(config, create=False) as (store, bus):
-        show.facts(look(config, store=store, bus=bus), as_json=as_json)
+        show.status(look(config, store=store, bus=bus), as_json=as_json)
 
 
 @failures_app.callback(invoke_without_command=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -268,6 +269,23 @@ def facts(found: Mapping[str, Any], *, as_json: bool) -> None:
         text(f"{name.replace('_', ' '):<{width}}  {'-' if value is None else printable(str(value))}")
 
 
+def status(found: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the state of everything, with a row for each topic that a group reads."""
+    if as_json:
+        _json(found)
+        return
+    single = dict(found)
+    lags, limit = single.pop("lag"), single.pop("dead_letters_counted_up_to")
+    if single["dead_letters"] == limit:
+        single["dead_letters"] = f"{limit} or more"
+    facts(single, as_json=False)
+    text("")
+    rows = [(one["group"], one["topic"], str(one["messages"]), _duration(one["oldest_seconds"])) for one in lags]
+    _table(
+        ("group", "topic", "messages behind", "the oldest since"), rows, right=("messages behind", "the oldest since")
+    )
+
+
 def checks(found: Iterable[Check], *, as_json: bool) -> None:
     """Print a row for each thing that was examined."""
     found = list(found)
@@ -287,6 +305,10 @@ def _dead_letter(one: DeadLetter) -> dict[str, Any]:
         "first_seen": one.first_seen.isoformat(),
         "version": one.version,
     }
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _text(data: bytes | None) -> str | None:

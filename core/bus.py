@@ -134,8 +134,17 @@ class Bus(Protocol):
     def committed(self, group: str, topics: Iterable[str]) -> Offsets:
         """Return the committed offsets of a group; partitions without one are left out."""
 
+    def groups(self, prefix: str, topics: Iterable[str]) -> dict[str, Offsets]:
+        """Return what each group whose name begins so has committed of these topics; groups without it are left out."""
+
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each partition, as a reader of committed transactions sees it."""
+
+    def first(self, offsets: Offsets) -> dict[TopicPartition, Message]:
+        """Return the first message at each of these offsets or beyond; left out where none is, or none comes."""
+
+    def size(self) -> int | None:
+        """Return the bytes that the bus takes on this machine, None where it is elsewhere."""
 
     def trim(self, offsets: Offsets) -> None:
         """Remove what stands before these offsets, in topics that are not compacted."""
@@ -188,6 +197,18 @@ def read_to_end(
 
 def lag(bus: Bus, group: str, topics: Iterable[str]) -> int:
     """Return how many messages a group has not committed yet (compacted ones counted too)."""
+    return sum(lags(bus, group, topics).values())
+
+
+def lags(bus: Bus, group: str, topics: Iterable[str]) -> dict[str, int]:
+    """Return the same of each topic."""
     topics = list(topics)
-    committed = bus.committed(group, topics)
-    return sum(end - committed.get(partition, 0) for partition, end in bus.ends(topics).items())
+    return behind(bus.committed(group, topics), bus.ends(topics))
+
+
+def behind(committed: Offsets, ends: Offsets) -> dict[str, int]:
+    """Return how many messages there are from offsets to the ends, of each topic that has an end."""
+    found = dict.fromkeys((topic for topic, _ in ends), 0)
+    for partition, end in ends.items():
+        found[partition.topic] += end - committed.get(partition, 0)
+    return found

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
@@ -58,6 +58,8 @@ STAY = 0.2
 """Seconds of a poll that only keeps a member in its group."""
 LOOK_SECONDS = 30.0
 """Between two looks whether a topic is still the one that it was."""
+READER = {"isolation_level": "read_committed", "auto_offset_reset": "earliest", "enable_auto_commit": False}
+"""Settings of every consumer."""
 
 Positions = dict[TopicPartition, OffsetAndMetadata]
 T = TypeVar("T")
@@ -138,18 +140,47 @@ class KafkaBus:
 
     def committed(self, group: str, topics: Iterable[str]) -> Offsets:
         """Return the committed offsets of a group."""
-        wanted = set(topics)
         with self.translated():
-            offsets = self._ask(self._admin.list_group_offsets, group)[group]
-        return {
-            TopicPartition(*partition): committed.offset
-            for partition, committed in offsets.items()
-            if partition.topic in wanted and committed.offset >= 0
-        }
+            return _offsets(self._ask(self._admin.list_group_offsets, group)[group], set(topics))
+
+    def groups(self, prefix: str, topics: Iterable[str]) -> dict[str, Offsets]:
+        """Return what each group has committed; none if the user may list the groups but not look into them."""
+        wanted = set(topics)
+        found: dict[str, Offsets] = {}
+        with self.translated(), suppress(errors.GroupAuthorizationFailedError):
+            listed = self._ask(self._admin.list_groups)  # a share group, for one, has no such offsets
+            names = [group["group_id"] for group in listed if group["protocol_type"] in ("consumer", "")]
+            if names := sorted(name for name in names if name.startswith(prefix)):
+                committed = self._ask(self._admin.list_group_offsets, names)
+                found = {name: _offsets(committed[name], wanted) for name in names}
+        return {name: offsets for name, offsets in found.items() if offsets}
 
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each partition, as a reader of committed transactions sees it."""
         return self.ends_of(self.partitions(topics))
+
+    def first(self, offsets: Offsets) -> dict[TopicPartition, Message]:
+        """Return the first message at each of these offsets or beyond, as far as they come in time."""
+        ends = self.ends_of(offsets)
+        behind = {kafka.TopicPartition(*at) for at, offset in offsets.items() if offset < ends[at]}
+        found: dict[TopicPartition, Message] = {}
+        if not behind:
+            return found
+        deadline = time.monotonic() + TIMEOUT
+        with self.translated(), closing(self.connect(kafka.KafkaConsumer, **READER, retry_backoff_ms=10)) as driver:
+            driver.assign(behind)
+            for at in behind:
+                driver.seek(at, offsets[at])
+            while behind and time.monotonic() < deadline:
+                polled = driver.poll(timeout_ms=int(1000 * SLICE), max_records=1)
+                found |= {TopicPartition(*at): _message(records[0]) for at, records in polled.items()}
+                done = {at for at in behind if at in found or (driver.position(at, timeout_ms=0) or 0) >= ends[at]}
+                driver.pause(*done)
+                behind -= done
+        return found
+
+    def size(self) -> None:
+        """Return nothing: the brokers' disks are elsewhere."""
 
     def trim(self, offsets: Offsets) -> None:
         """Remove what stands before these offsets."""
@@ -571,10 +602,8 @@ class Consumer:
         self._listener = _Listener(self._forget)
         self._driver = bus.connect(
             kafka.KafkaConsumer,
+            **READER,
             group_id=group,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
             max_partition_fetch_bytes=FETCH_BYTES,
@@ -797,6 +826,12 @@ def _unacknowledged(sent: Iterable[Sent]) -> list[Sent]:
 def _message(record: Any) -> Message:
     headers = tuple((name, text or b"") for name, text in record.headers)  # the driver could not send a null again
     return Message(record.topic, record.partition, record.offset, record.key, record.value, headers, record.timestamp)
+
+
+def _offsets(committed: Mapping[Any, OffsetAndMetadata], topics: set[str]) -> Offsets:
+    return {
+        TopicPartition(*at): found.offset for at, found in committed.items() if at.topic in topics and found.offset >= 0
+    }
 
 
 def _missing_topic(url: str, topic: str) -> BackendError:

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import orjson
 
@@ -73,9 +74,27 @@ class SQLiteBus:
         """Return the committed offsets of a group."""
         return _committed(self._database, group, topics)
 
+    def groups(self, prefix: str, topics: Iterable[str]) -> dict[str, Offsets]:
+        """Return what each group has committed."""
+        wanted = list(topics)
+        names = [name for (name,) in self._database.read("SELECT DISTINCT group_id FROM offsets ORDER BY group_id")]
+        found = {name: self.committed(name, wanted) for name in names if name.startswith(prefix)}
+        return {name: offsets for name, offsets in found.items() if offsets}
+
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each topic."""
         return {TopicPartition(name, 0): _topic(self._database, name)[2] for name in topics}
+
+    def first(self, offsets: Offsets) -> dict[TopicPartition, Message]:
+        """Return the first message at each of these offsets or beyond."""
+        rows = {
+            at: _rows(self._database, _topic(self._database, at.topic)[0], offset, 1) for at, offset in offsets.items()
+        }
+        return {at: _message(at.topic, *found[0]) for at, found in rows.items() if found}
+
+    def size(self) -> int:
+        """Return the bytes of the file."""
+        return self._database.size()
 
     def trim(self, offsets: Offsets) -> None:
         """Remove what stands before these offsets."""
@@ -245,11 +264,7 @@ class SQLiteConsumer:
         for name, topic_id in self._topics.items():
             if len(messages) == max_records:
                 break
-            rows = self._database.read(
-                """SELECT offset, key, value, headers, timestamp FROM messages
-                WHERE topic_id = ? AND offset >= ? ORDER BY offset LIMIT ?""",
-                (topic_id, position[name], max_records - len(messages)),
-            )
+            rows = _rows(self._database, topic_id, position[name], max_records - len(messages))
             messages += [_message(name, *row) for row in rows]
             # without rows the rest up to the end was trimmed
             position[name] = rows[-1][0] + 1 if rows else max(position[name], self._ends[name])
@@ -267,6 +282,14 @@ def _append(
     connection.execute(
         "INSERT INTO messages (topic_id, offset, timestamp, key, headers, value) VALUES (?, ?, ?, ?, ?, ?)",
         (topic_id, offset, timestamp, key, texts, value),
+    )
+
+
+def _rows(database: Database, topic_id: int, offset: int, n_rows: int) -> list[tuple[Any, ...]]:
+    return database.read(
+        """SELECT offset, key, value, headers, timestamp FROM messages
+        WHERE topic_id = ? AND offset >= ? ORDER BY offset LIMIT ?""",
+        (topic_id, offset, n_rows),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -101,7 +101,7 @@ def bury(producer: Producer, topic: str, message: Message, reason: str, error: s
     producer.send(topic, message.key, message.value, (*headers, *marks))
 
 
-def dead_letters(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Iterator[DeadLetter]:
+def dead_letters(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Generator[DeadLetter, None, None]:
     """Yield the dead letters, the oldest of each partition first.
 
     Raises

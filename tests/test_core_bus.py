@@ -371,7 +371,48 @@ class BusContract:
         consumer.rewind()
         assert values(drain(consumer)) == [b"2"]
 
+    def test_the_groups_of_a_prefix_are_known_with_what_they_have_committed(
+        self, bus: Bus, new_topic: NewTopic, group: str
+    ) -> None:
+        topic, other = new_topic(), new_topic()
+        send(bus, topic, b"1", b"2", b"3")
+        send(bus, other, b"4")
+        for name, read in ((f"{group}.a", topic), (f"{group}.b", topic), (f"{group}.c", other), (f"x.{group}", topic)):
+            consumer = bus.consumer([read], group=name)
+            take(consumer, 1)
+            if name != f"{group}.b":
+                consumer.commit()
+            consumer.close()
+        assert bus.groups(group, [topic]) == {f"{group}.a": {TopicPartition(topic, 0): 1}}
+        assert bus.groups(group, [topic, other]).keys() == {f"{group}.a", f"{group}.c"}
+        assert bus.groups("no such prefix", [topic]) == {}
+
     # Ends
+
+    def test_the_first_message_beyond_an_offset_is_found_in_each_partition(
+        self, bus: Bus, new_topic: NewTopic, name: str
+    ) -> None:
+        topic, compacted, empty = new_topic(), new_topic(cleanup="compact"), new_topic()
+        send(bus, topic, *(b"%d" % n for n in range(100)))
+        for value in (b"a", b"b"):
+            send(bus, compacted, value, key=value)
+        producer = bus.producer(name)
+        with producer.transaction():
+            producer.send(empty, b"k", b"in a transaction")
+        at, beside, beyond = (TopicPartition(topic, 0) for topic in (topic, compacted, empty))
+        found = bus.first({at: 7, beside: 1, beyond: 1})
+        assert {place: (message.offset, message.value) for place, message in found.items()} == {
+            at: (7, b"7"),
+            beside: (1, b"b"),
+        }
+        assert abs(found[at].timestamp / 1000 - time.time()) < 600
+        assert bus.first({at: 100}) == bus.first({}) == {}
+
+    def test_the_first_message_is_found_beyond_what_was_removed(self, bus: Bus, topic: str) -> None:
+        send(bus, topic, *(b"%d" % n for n in range(5)))
+        at = TopicPartition(topic, 0)
+        bus.trim({at: 3})
+        assert bus.first({at: 0})[at].value == b"3"
 
     def test_ends_are_the_next_offsets(self, bus: Bus, new_topic: NewTopic) -> None:
         empty, filled = new_topic(), new_topic()

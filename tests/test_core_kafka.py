@@ -514,6 +514,23 @@ def test_a_reader_that_only_polls_notices_a_new_topic_too(
 
 
 @pytest.mark.servers
+def test_groups_that_may_be_listed_but_not_looked_into_are_left_out(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = bus.consumer([topic], group=topic)
+    send(bus, topic, b"1")
+    take(consumer, 1)
+    consumer.commit()
+    assert bus.groups(topic, [topic]).keys() == {topic}
+
+    def refuse(*_: object) -> None:
+        raise kafka.errors.GroupAuthorizationFailedError(topic)
+
+    monkeypatch.setattr("kafka.KafkaAdminClient.list_group_offsets", refuse)
+    assert bus.groups(topic, [topic]) == {}
+
+
+@pytest.mark.servers
 def test_a_fenced_producer_says_who_it_was_and_does_not_fence_back(bus: KafkaBus, topic: str) -> None:
     name = f"publisher.{uuid.uuid4().hex}"
     zombie, heir = bus.producer(name), bus.producer(name)
