@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,7 @@ Metadata = Annotated[
 ]
 Clusters = Annotated[int | None, typer.Option(metavar="K", min=1, help="How many clusters [default: from the size].")]
 Engine = Annotated[Literal["spark", "sklearn"] | None, typer.Option(help="What fits [default: from the config].")]
+Follow = Annotated[bool, typer.Option("--follow", help="Go on until SIGINT (Ctrl-C) or SIGTERM.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Places = Annotated[
     list[str] | None,
@@ -152,14 +153,19 @@ def extract(
 @app.command()
 def load(
     context: typer.Context,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until SIGINT (Ctrl-C) or SIGTERM.")] = False,
+    follow: Follow = False,
     as_json: Json = False,
 ) -> None:
     """Take over what extract has sent: bus → store."""
     from etl import load as job
 
     config = _config(context)
-    with _opened(config) as (store, bus), _watched(context) as watch, _until_asked(follow=follow) as until:
+    with (
+        _measured(config),
+        _opened(config) as (store, bus),
+        _watched(context) as watch,
+        _until_asked(follow=follow) as until,
+    ):
         report = job.run(config, store=store, bus=bus, progress=watch, until=until)
     show.report("load", report, as_json=as_json)
     if report.failed and not as_json:
@@ -193,6 +199,7 @@ def subscribe(
     context: typer.Context,
     cluster: Annotated[str, typer.Argument(metavar="CLUSTER", help="A cluster's id, such as c01.")],
     group: Annotated[str | None, typer.Option(metavar="NAME", help="Show what is new to this consumer group.")] = None,
+    follow: Follow = False,
     as_json: Json = False,
 ) -> None:
     """Show a cluster's members; with a group, what is new to it."""
@@ -202,11 +209,22 @@ def subscribe(
 
     config = _config(context)
     names = Names(config.topics.prefix)
-    with closing(open_bus(config.bus.url, create=False)) as bus:
-        if group is None:
+    with (
+        _measured(config) if follow else nullcontext(),
+        closing(open_bus(config.bus.url, create=False)) as bus,
+        _until_asked(follow=follow) as is_asked,
+    ):
+
+        def until() -> bool:
+            show.check_reader()
+            return is_asked is not None and is_asked()
+
+        if follow:
+            show.news(reader.news(bus, names, cluster, group, until), as_json=as_json)
+        elif group is None:
             show.members(reader.members(bus, names, cluster), as_json=as_json)
-        else:
-            show.news(reader.news(bus, names, cluster, group), as_json=as_json)
+        elif not show.news(reader.news(bus, names, cluster, group), as_json=as_json) and not as_json:
+            show.text("nothing new")
 
 
 @app.command()
@@ -490,6 +508,28 @@ def _until_asked(*, follow: bool) -> Iterator[Callable[[], bool] | None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _measured(config: Config) -> Iterator[None]:
+    """Let a Prometheus read the metrics meanwhile, where the config names a port."""
+    if config.metrics_port is None:
+        yield
+        return
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(config.metrics_port, config.metrics_address)
+    except OSError as error:
+        place = f"{config.metrics_address}:{config.metrics_port}"
+        advice = "each process needs a port of its own, at an address of this machine; null opens none"
+        raise ConfigError(f"metrics_port: {place}: {error.strerror}; {advice}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _failures(context: typer.Context) -> list[Failure]:

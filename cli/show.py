@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import select
 import shlex
 import shutil
 import sys
@@ -158,17 +159,24 @@ def members(found: Mapping[str, Member], *, as_json: bool) -> None:
     _table(("score", "title", "artist", "genre", "nearest", "track_id"), rows, right=("score",))
 
 
-def news(changes: Iterable[News], *, as_json: bool) -> None:
-    """Print what is new to a group, a line each, as it is read."""
+def news(changes: Iterable[News], *, as_json: bool) -> int:
+    """Print what is new, a line each, as it is read; return how many."""
     count = 0
-    for count, change in enumerate(changes, 1):  # noqa: B007  # counted for the last line
+    for count, change in enumerate(changes, 1):  # noqa: B007  # returned
         if as_json:
             text(change.to_json().decode())
         else:
             title = change.member.title or change.track_id if change.member else change.track_id
             text(f"{'+' if change.member else '-'} {printable(title)}")
-    if not count and not as_json:
-        text("nothing new")
+    return count
+
+
+def check_reader() -> None:
+    """Raise `BrokenPipeError` if nobody reads stdout any more, as after `| head`: a write may be long in coming."""
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0)):
+        raise BrokenPipeError
 
 
 def failures(found: Iterable[Failure], *, as_json: bool) -> None:

@@ -87,7 +87,10 @@ class Consumer(Protocol):
         """Return the next messages, [] if none came within `timeout` seconds; moves the position."""
 
     def commit(self) -> None:
-        """Persist the position for the group; what is not committed is delivered again."""
+        """Persist the position for the group; what is not committed is delivered again.
+
+        Without a group nothing is persisted, and only `rewind` knows of it.
+        """
 
     def rewind(self, seconds: float = 0.0) -> None:
         """Go back to the last commit, so that what came after it is delivered again.

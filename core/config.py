@@ -143,6 +143,8 @@ class Config(Section):
     bus: Location = Location()
     load: Load = Load()
     spark: Spark = Spark()
+    metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    metrics_address: str = "127.0.0.1"
     workers: Annotated[int, Field(ge=1)] | None = None
     memory: ByteSize | None = None
     max_failures: Annotated[float, Field(ge=0, le=1)] = 0.1

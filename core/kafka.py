@@ -648,7 +648,8 @@ class Consumer:
         read is delivered again.
         """
         if self.group is None:
-            raise BackendError(f"{self._bus.url}: a consumer without a group has nothing to commit")
+            self._unsure.clear()
+            return
         positions = self._positions()
         if all(self._settled.get(partition) == position.offset for partition, position in positions.items()):
             return

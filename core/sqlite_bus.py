@@ -214,8 +214,8 @@ class SQLiteConsumer:
     def commit(self) -> None:
         """Persist the position for the group."""
         if self._group is None:
-            raise BackendError("a consumer without a group has nothing to commit to")
-        if (self._position or {}) != self._committed:
+            self._committed = dict(self._position or {})
+        elif (self._position or {}) != self._committed:
             self.commit_with([])
 
     def commit_with(self, messages: Iterable[Unwritten]) -> None:

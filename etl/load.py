@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, stop_never, wait_random_exponential
-
 from core.bus import Bus, Consumer, Message, Producer, lag
 from core.config import Config
 from core.errors import BackendError, RecordError
 from core.jobs import Progress, Report, Watch, ignore
+from core.metrics import count_batch, lag_watch
 from core.names import Names, printable
+from core.patience import patience
 from core.records import Failure, Record, Track
 from core.store import Store
 from etl.dead_letters import Place, bury
@@ -30,10 +30,6 @@ WINDOW = 1000
 """The last messages, of which no more than `load.max_bad_share` may be bad."""
 FEWEST = 100
 """So many messages are needed to speak of a share."""
-LONGEST_WAIT = 15.0
-"""Seconds between two tries of a connection that is broken; the first is made after at most one."""
-PATIENCE = 120.0
-"""Seconds until a connection that stays broken is an error, unless the bus is followed."""
 SWEEP_SECONDS = 24 * 3600.0
 """Between two sweeps, if the bus is followed."""
 
@@ -64,6 +60,7 @@ class Batch(NamedTuple):
     read: int
     written: int
     failed: int
+    seconds: float
 
 
 def run(
@@ -109,7 +106,7 @@ def run(
     total = lag(bus, names.load_group, [names.tracks, names.failed])
     read = written = failed = 0
     with closing(Loader(config, names, store=store, bus=bus)) as loader:
-        patiently = _patience(loader.consumer, until)
+        patiently = patience(loader.consumer, until)
         has_ended = until or loader.has_caught_up
 
         def next_batch() -> Batch | None:
@@ -118,7 +115,8 @@ def run(
         while batch := patiently(next_batch):
             read, written, failed = read + batch.read, written + batch.written, failed + batch.failed
             if batch.read:
-                log.info("loaded %d messages: %d records written, %d dead letters", *batch)
+                log.info("loaded %d messages: %d records written, %d dead letters (%.2f s)", *batch)
+                count_batch(*batch)
                 progress(Progress("load", read, None if until else max(total, read), failed))
         if until is None:
             patiently(loader.sweep)
@@ -150,11 +148,14 @@ class Loader:
         """Which of the last messages were bad."""
         self._producer: Producer | None = None
         self._sweep_at = 0.0
+        self._look_at_lag = lag_watch(bus, names.load_group, list(self._kinds))
         self.consumer: Consumer = bus.consumer(self._kinds, group=names.load_group)
 
     def load(self) -> Batch:
         """Load what one poll brings, and commit it; raise without a commit."""
+        self._look_at_lag()
         messages = self.consumer.poll(POLL_SECONDS, self._config.load.batch)
+        started = time.monotonic()
         written, dead = _write(messages, self._kinds, self._store)
         recent = self._checked(messages, dead)
         if dead:
@@ -165,7 +166,7 @@ class Loader:
         self._is_idle = not messages
         if self._is_idle:
             self.sweep()
-        return Batch(len(messages), written, len(dead))
+        return Batch(len(messages), written, len(dead), time.monotonic() - started)
 
     def has_caught_up(self) -> bool:
         """Return whether the group, this member or another, has committed all that there was when this one began."""
@@ -218,32 +219,6 @@ class Loader:
             raise
         for message, reason, _ in dead:
             log.warning("%s: dead letter: %s", _place(message), reason)
-
-
-def _patience(consumer: Consumer, until: Callable[[], bool] | None) -> Retrying:
-    """Return what calls again where a connection is broken, the longer the later, until it is asked to stop.
-
-    The consumer goes back to its last commit and polls while it waits, so that it stays in its group.
-    """
-
-    def wait(seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        consumer.rewind()
-        while (left := deadline - time.monotonic()) > 0 and not (until and until()):
-            consumer.rewind(min(left, 1.0))
-
-    def tell(state: RetryCallState) -> None:
-        assert state.outcome is not None
-        log.warning("%s: trying again", state.outcome.exception())
-
-    return Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, BackendError) and error.retriable),
-        wait=wait_random_exponential(max=LONGEST_WAIT),
-        stop=stop_never if until else stop_after_delay(PATIENCE),
-        sleep=wait,
-        before_sleep=tell,
-        reraise=True,
-    )
 
 
 def _place(message: Message) -> Place:

@@ -216,10 +216,16 @@ class BusContract:
         send(bus, topic, b"1", b"2")
         assert everything(bus, topic) == everything(bus, topic) == [b"1", b"2"]
 
-    def test_a_reader_without_a_group_has_nothing_to_commit(self, bus: Bus, topic: str) -> None:
+    def test_a_reader_without_a_group_goes_back_to_where_it_said_that_it_was_done(self, bus: Bus, topic: str) -> None:
+        send(bus, topic, *(b"%d" % n for n in range(4)))
         consumer = bus.consumer([topic])
-        with pytest.raises(BackendError, match="group"):
-            consumer.commit()
+        take(consumer, 2)
+        consumer.rewind()
+        assert values(take(consumer, 2)) == [b"0", b"1"]
+        consumer.commit()
+        take(consumer, 1)
+        consumer.rewind(0.1)
+        assert values(drain(consumer)) == [b"2", b"3"]
 
     def test_a_reader_begins_where_it_is_told_and_elsewhere_at_the_beginning(
         self, bus: Bus, new_topic: NewTopic

@@ -211,7 +211,7 @@ class Failing:
 def test_a_store_that_stays_away_commits_nothing_and_the_next_run_repeats_the_batch(
     opened: tuple[Store, Bus], after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etl.load.PATIENCE", 0.0)
+    monkeypatch.setattr("core.patience.PATIENCE", 0.0)
     store, bus = opened
     put(bus, track("x"), track("y"))
     put_raw(bus, b"z", b"poison")
@@ -244,7 +244,7 @@ class Flaky(Failing):
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.load.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("core.patience.LONGEST_WAIT", 0.01)
 
 
 @pytest.mark.usefixtures("_hasty")

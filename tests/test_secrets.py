@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from prometheus_client import generate_latest
 from servers import PASSWORD, Door
 from test_cli_main import Murmur, murmur
 from test_core_store import track
@@ -72,6 +73,7 @@ def test_records_are_sent_and_loaded_over_tls_with_a_password_that_stays_unseen(
         letters = list(read_to_end(bus, [Names(config.topics.prefix).dead_letters]))
         assert [letter.key for letter in letters] == [b"poison"]
         held += [str(message) for message in read_to_end(bus, bus.topics())]
+    held.append(generate_latest().decode())
     assert leaks("".join(held)) == []
     assert [leaks(done.out + done.err) for done in said] == [[]] * len(said)
 

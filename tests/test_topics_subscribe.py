@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from itertools import cycle, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from topics_library import World, add_run, opened, settings
 
-from core.errors import ConfigError
+from core.bus import Bus, Consumer, Message
+from core.errors import BackendError, ConfigError
 from core.names import Names
 from topics.subscribe import members, news
 
@@ -104,6 +108,85 @@ class TestNews:
         ends = {place: end for place, end in world.bus.ends([topic]).items() if end}
         committed = world.bus.committed(f"{world.names.prefix}player", [topic])
         assert {place: committed[place] for place in ends} == ends
+
+
+class Flaky:
+    """A bus of which every second poll of a consumer fails, after the messages were read."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    def consumer(self, topics: Iterable[str], *, group: str | None = None) -> Consumer:
+        consumer = self._bus.consumer(topics, group=group)
+        poll, fails = consumer.poll, cycle([True, False])
+
+        def fail(timeout: float = 1.0, max_records: int = 500) -> list[Message]:
+            messages = poll(timeout, min(max_records, 2))
+            if messages and next(fails):
+                raise BackendError("the server went away", retriable=True)
+            return messages
+
+        consumer.poll = fail  # type: ignore[method-assign]
+        return consumer
+
+
+class TestFollowing:
+    @pytest.fixture(params=[None, "player"])
+    def group(self, request: pytest.FixtureRequest) -> str | None:
+        return None if request.param is None else str(request.param)
+
+    def follow(self, world: World, group: str | None, n: int, bus: Any = None) -> Iterator[tuple[str, bool]]:
+        """Yield what comes, until so many changes have come, for a minute at most."""
+        seen, deadline = 0, time.monotonic() + 60
+
+        def until() -> bool:
+            assert time.monotonic() < deadline
+            return seen >= n
+
+        for new in news(bus or world.bus, world.names, "c01", group, until):
+            seen += 1
+            yield new.track_id, new.member is not None
+
+    def test_the_members_come_first_and_then_each_change(self, world: World, group: str | None) -> None:
+        publish(world, FIRST)
+        following = self.follow(world, group, 5)
+        assert sorted(next(following) for _ in range(3)) == [("a", True), ("b", True), ("c", True)]
+        publish(world, FIRST | {"a": "c02", "d": "c01"})
+        assert sorted(following) == [("a", False), ("d", True)]
+
+    def test_without_a_group_those_that_left_before_do_not_come(self, world: World) -> None:
+        publish(world, FIRST)
+        publish(world, FIRST | {"a": "c02"})
+        assert list(self.follow(world, None, 2)) == [("b", True), ("c", True)]
+
+    def test_a_group_goes_on_where_its_follower_was_stopped(self, world: World) -> None:
+        publish(world, FIRST)
+        assert len(list(self.follow(world, "player", 3))) == 3
+        publish(world, FIRST | {"d": "c01"})
+        assert list(self.follow(world, "player", 1)) == [("d", True)]
+
+    def test_over_a_broken_connection_nothing_is_lost(
+        self, world: World, group: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("core.patience.LONGEST_WAIT", 0.01)
+        publish(world, FIRST)
+        following = self.follow(world, group, 5, Flaky(world.bus))
+        assert sorted(next(following) for _ in range(3)) == [("a", True), ("b", True), ("c", True)]
+        publish(world, FIRST | {"a": "c02", "d": "c01"})
+        assert sorted(following) == [("a", False), ("d", True)]
+        assert "the server went away: trying again" in caplog.text
+
+    def test_while_the_connection_is_broken_it_can_be_stopped(
+        self, world: World, group: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("core.patience.LONGEST_WAIT", 0.01)
+        monkeypatch.setattr("test_topics_subscribe.cycle", lambda _: repeat(True))
+        publish(world, FIRST)
+        found = news(Flaky(world.bus), world.names, "c01", group, lambda: caplog.text.count("trying again") > 5)
+        assert list(found) == []
 
 
 def test_prefixes_keep_two_installations_on_one_bus_apart(world: World) -> None:

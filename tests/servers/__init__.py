@@ -53,7 +53,7 @@ class Door:
 
 def door(folder: Path) -> Door:
     """Return a door at a free port, with the certificate in `folder`, which is made unless it is there."""
-    made = Door(_free_port(), folder / "certificate.pem", folder / "keystore.p12")
+    made = Door(free_port(), folder / "certificate.pem", folder / "keystore.p12")
     if not made.certificate.exists():
         store = ["-keystore", str(made.keystore), "-storepass", PASSWORD, "-alias", "tests"]
         extensions = ["-ext", "san=ip:127.0.0.1,dns:localhost", "-ext", "bc:critical=ca:true"]
@@ -195,11 +195,11 @@ def _port(folder: Path, name: str) -> int:
     """Return the port of a server: a free one the first time, the same in the same folder after that."""
     file = folder / f"{name}.port"
     if not file.exists():
-        file.write_text(str(_free_port()))
+        file.write_text(str(free_port()))
     return int(file.read_text())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a free port below those that outgoing connections take."""
     while True:
         port = random.randrange(20_000, 32_000)
