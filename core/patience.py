@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, stop_never, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from core.bus import Consumer
 from core.errors import BackendError
@@ -21,7 +21,7 @@ PATIENCE = 120.0
 
 
 def patience(consumer: Consumer, until: Callable[[], bool] | None) -> Retrying:
-    """Return what calls again where a connection is broken, the longer the later, until it is asked to stop.
+    """Return what calls again where a connection is broken, the longer the later.
 
     The consumer goes back to its last commit and polls while it waits, so that it stays in its group.
 
@@ -29,7 +29,7 @@ def patience(consumer: Consumer, until: Callable[[], bool] | None) -> Retrying:
     ----------
     consumer : Consumer
     until : callable, optional
-        Wait without end until this is true; without it two minutes at most.
+        Call again until this is true, and then give None for an answer; without it for two minutes, and then raise.
     """
 
     def wait(seconds: float) -> None:
@@ -46,7 +46,8 @@ def patience(consumer: Consumer, until: Callable[[], bool] | None) -> Retrying:
     return Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, BackendError) and error.retriable),
         wait=wait_random_exponential(max=LONGEST_WAIT),
-        stop=stop_never if until else stop_after_delay(PATIENCE),
+        stop=(lambda _: until()) if until else stop_after_delay(PATIENCE),
+        retry_error_callback=(lambda _: None) if until else None,
         sleep=wait,
         before_sleep=tell,
         reraise=True,

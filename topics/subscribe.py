@@ -107,9 +107,11 @@ def _batches(
     patiently = patience(consumer, until)
 
     def read() -> list[Message] | None:
+        if has_ended():
+            return None
         if look_at_lag:
             look_at_lag()
-        return None if has_ended() else consumer.poll(POLL_SECONDS)
+        return consumer.poll(POLL_SECONDS)
 
     while (messages := patiently(read)) is not None:
         started = time.monotonic()
