@@ -56,6 +56,8 @@ SLICE = 0.1
 """Seconds after which a reader that is behind looks whether it is at the end: what is aborted is never returned."""
 STAY = 0.2
 """Seconds of a poll that only keeps a member in its group."""
+REFUSED_SECONDS = 30.0
+"""For which a group may take no commit: it shares out its partitions as soon as each of its members polls."""
 LOOK_SECONDS = 30.0
 """Between two looks whether a topic is still the one that it was."""
 READER = {"isolation_level": "read_committed", "auto_offset_reset": "earliest", "enable_auto_commit": False}
@@ -598,6 +600,8 @@ class Consumer:
         """Where what is not committed begins."""
         self._settled: Offsets = {}
         """The positions that were committed last."""
+        self._refused: float | None = None
+        """Since when the group has taken no commit."""
         self._member: Any = None
         self._listener = _Listener(self._forget)
         self._driver = bus.connect(
@@ -611,9 +615,9 @@ class Consumer:
         )
         bus.opened.add(self)
         if group:
-            for topic in topics:  # a member that does not know its topics yet would assign itself nothing at first
-                self._driver.partitions_for_topic(topic)
-            self._driver.subscribe(topics, listener=self._listener)
+            with bus.translated():
+                self._driver.subscribe(topics, listener=self._listener)
+                self._driver.topics()  # a member that does not know its topics yet would join for nothing, then again
             return
         self._driver.assign([kafka.TopicPartition(*partition) for partition in self._partitions])
         for partition in start.keys() & set(self._partitions):
@@ -626,9 +630,7 @@ class Consumer:
         behind, deadline = not self.at_end(), time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
-            with self._bus.translated():
-                slice_ms = int(1000 * (min(left, SLICE) if behind else left))
-                found = self._driver.poll(timeout_ms=slice_ms, max_records=max_records)
+            found = self._receive(min(left, SLICE) if behind else left, max_records)
             for partition, records in found.items():
                 self._unsure.setdefault(partition, records[0].offset)
             if found or (behind and self.at_end()):
@@ -645,18 +647,28 @@ class Consumer:
         """Persist the position, which is beyond the marks of transactions that follow the last message.
 
         While the group is sharing out its partitions, or has given them to another, nothing can be committed; what was
-        read is delivered again.
+        read is delivered again. Raise if that lasts.
         """
         if self.group is None:
             self._unsure.clear()
             return
         positions = self._positions()
         if all(self._settled.get(partition) == position.offset for partition, position in positions.items()):
+            self._refused = None
             return
         self._look()
         with self._bus.translated(), suppress(errors.RebalanceInProgressError, errors.CommitFailedError):
             self._driver.commit(positions, timeout_ms=COMMIT_TIMEOUT_MS)
             self.settle(positions)
+            return
+        now = time.monotonic()
+        self._refused = self._refused or now
+        if now - self._refused >= REFUSED_SECONDS:
+            raise BackendError(
+                f"{self._bus.url}: {self.group} has taken no commit for {REFUSED_SECONDS:.0f} s, so what was read is "
+                "read again; look whether another process of that group hangs",
+                retriable=True,
+            )
 
     def offer(self) -> Offer:
         """Return what a transaction is to commit."""
@@ -666,6 +678,7 @@ class Consumer:
     def settle(self, positions: Positions) -> None:
         """Know that these positions are committed."""
         self._settled = {partition: position.offset for partition, position in positions.items()}
+        self._refused = None
         self._unsure.clear()
 
     def is_committed(self) -> bool:
@@ -695,6 +708,19 @@ class Consumer:
         with suppress(errors.KafkaError):
             self._driver.close(autocommit=False, timeout_ms=int(TIMEOUT * 1000))
 
+    def _receive(self, seconds: float, max_records: int) -> dict[TopicPartition, list[Any]]:
+        """Poll the driver, and let it finish a join that it has begun.
+
+        One that outlasts a poll, and that new partitions were the reason for, it would forget: the group puts the
+        member out, which reads on and can never commit again.
+        """
+        coordinator = self._driver._coordinator  # nothing public tells of a join, or asks for one
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+        with self._bus.translated():
+            found: dict[TopicPartition, list[Any]] = self._driver.poll(int(1000 * seconds), max_records)
+        return found
+
     def _positions(self) -> Positions:
         with self._bus.translated():
             found = {at: self._driver.position(at, timeout_ms=0) for at in self._driver.assignment()}
@@ -717,8 +743,7 @@ class Consumer:
         """Remain a member for so long without reading: polling is what keeps the group from going on without it."""
         self._driver.pause(*self._driver.assignment())
         try:
-            with self._bus.translated():
-                found = self._driver.poll(timeout_ms=int(1000 * seconds), max_records=1)
+            found = self._receive(seconds, 1)
         except BackendError as error:
             if not error.retriable:
                 raise

@@ -20,7 +20,7 @@ from test_core_bus import GiveUpError, drain, everything, send, take, values
 
 from core.bus import Message, Topic, TopicPartition, lag, open_bus, read_to_end
 from core.errors import BackendError, FencedError
-from core.kafka import KafkaBus
+from core.kafka import Consumer, KafkaBus
 
 
 @pytest.fixture
@@ -464,6 +464,56 @@ def test_a_member_whose_partitions_another_has_taken_commits_nothing_and_its_tra
     bury()
     assert everything(bus, letters) == [b"letter"]
     assert bus.committed(topic, [topic]) == {TopicPartition(topic, 0): 6}
+
+
+def commit_all(bus: KafkaBus, topic: str, *members: Consumer) -> None:
+    """Read and commit until nothing is left."""
+    deadline = time.monotonic() + 20
+    while any(lag(bus, str(member.group), [topic]) for member in members):
+        assert time.monotonic() < deadline
+        for member in members:
+            member.poll(0.1)
+            member.commit()
+
+
+@pytest.mark.servers
+def test_a_member_that_is_busy_while_new_partitions_are_shared_out_takes_its_share(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    consumer = bus.consumer([topic], group=topic)
+    send(bus, topic, b"1")
+    commit_all(bus, topic, consumer)
+    admin.create_partitions({topic: 2})
+    while len(consumer._driver.partitions_for_topic(topic)) < 2:
+        consumer._driver.topics()  # what the driver does every five minutes
+    consumer.poll(0.001)
+    time.sleep(0.5)  # as long as it takes the group to answer
+    producer = bus.producer()
+    for n in range(20):
+        producer.send(topic, b"%d" % n, b"2")
+    producer.flush()
+    commit_all(bus, topic, consumer)
+    assert set(bus.committed(topic, [topic])) == set(bus.partitions([topic]))
+
+
+@pytest.mark.servers
+def test_a_group_that_takes_no_commit_for_long_is_an_error(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise kafka.errors.RebalanceInProgressError
+
+    consumer = bus.consumer([topic], group=topic)
+    send(bus, topic, b"1")
+    take(consumer, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(kafka.KafkaConsumer, "commit", refuse)
+        consumer.commit()
+        patched.setattr("core.kafka.REFUSED_SECONDS", 0)
+        with pytest.raises(BackendError, match=f"{topic} has taken no commit for 0 s") as caught:
+            consumer.commit()
+    assert caught.value.retriable
+    commit_all(bus, topic, consumer)
 
 
 # Topics that are created anew
