@@ -394,6 +394,7 @@ class Producer:
             if self._commits:
                 offer = self._commits.offer()
                 self._bounded(lambda: self._driver.send_offsets_to_transaction(*offer))
+                self._commits.is_in_doubt = True  # until the answer: one that is lost says nothing of the commit
             self._bounded(self._driver.commit_transaction)
             undo.pop_all()
         if self._commits:
@@ -602,6 +603,8 @@ class Consumer:
         """The positions that were committed last."""
         self._refused: float | None = None
         """Since when the group has taken no commit."""
+        self.is_in_doubt = False
+        """Whether a transaction may have committed the position, or not."""
         self._member: Any = None
         self._listener = _Listener(self._forget)
         self._driver = bus.connect(
@@ -627,6 +630,8 @@ class Consumer:
         """Return the next messages, [] also once the end is found to be reached; moves the position."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
+        if self.is_in_doubt:
+            self._go_to_commit()
         behind, deadline = not self.at_end(), time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -679,6 +684,7 @@ class Consumer:
         """Know that these positions are committed."""
         self._settled = {partition: position.offset for partition, position in positions.items()}
         self._refused = None
+        self.is_in_doubt = False
         self._unsure.clear()
 
     def is_committed(self) -> bool:
@@ -707,6 +713,19 @@ class Consumer:
         self._bus.opened.discard(self)
         with suppress(errors.KafkaError):
             self._driver.close(autocommit=False, timeout_ms=int(TIMEOUT * 1000))
+
+    def _go_to_commit(self) -> None:
+        """Go to the group's offsets, which the broker tells as soon as the transaction has ended."""
+        assigned = self._driver.assignment()
+        for partition in assigned:
+            with self._bus.translated():
+                offset = self._driver.committed(partition, timeout_ms=TRANSACTION_TIMEOUT_MS)
+            if offset is None:
+                self._driver.seek_to_beginning(partition)
+            else:
+                self._driver.seek(partition, offset)
+        self._forget(assigned)
+        self.is_in_doubt = False
 
     def _receive(self, seconds: float, max_records: int) -> dict[TopicPartition, list[Any]]:
         """Poll the driver, and let it finish a join that it has begun.

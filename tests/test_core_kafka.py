@@ -516,6 +516,36 @@ def test_a_group_that_takes_no_commit_for_long_is_an_error(
     commit_all(bus, topic, consumer)
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_after_a_transaction_of_unknown_outcome_reading_goes_on_behind_what_was_committed(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch, is_committed: bool
+) -> None:
+    bus.create_topics([Topic(letters := f"{topic}.dlq", "delete")])
+    consumer = bus.consumer([topic], group=topic)
+    commit = kafka.KafkaProducer.commit_transaction
+
+    def commit_unanswered(driver: kafka.KafkaProducer) -> None:
+        if is_committed:
+            commit(driver)
+        raise kafka.errors.KafkaTimeoutError("no answer")
+
+    def bury() -> None:
+        read = take(consumer, 1)
+        with closing(bus.producer(commits=consumer)) as producer, producer.transaction():
+            producer.send(letters, b"k", read[0].value)
+
+    send(bus, topic, b"1", b"2")
+    with monkeypatch.context() as patched:
+        patched.setattr(kafka.KafkaProducer, "commit_transaction", commit_unanswered)
+        with pytest.raises(BackendError, match="no answer") as caught:
+            bury()
+    assert caught.value.retriable
+    consumer.rewind()
+    bury()
+    assert everything(bus, letters) == ([b"1", b"2"] if is_committed else [b"1"])
+
+
 # Topics that are created anew
 
 
