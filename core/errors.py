@@ -59,5 +59,9 @@ class FencedError(BackendError):
     """Another producer took over this ``transactional.id``; this one must stop for good."""
 
 
+class TooLargeError(BackendError):
+    """A message exceeds what its topic takes; it was not sent, and the producer lives on."""
+
+
 def _audio_error(message: str, stage: str, advice: str) -> AudioError:
     return AudioError(message, stage=stage, advice=advice)

@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from core import bus as seam
 from core.bus import DEAD_LETTER_DAYS, Headers, Message, Offsets, Topic, TopicPartition
-from core.errors import BackendError, FencedError
+from core.errors import BackendError, FencedError, TooLargeError
 from core.kafka_connection import backend_error, driver_settings
 from core.names import bare_url
 
@@ -110,12 +110,11 @@ class KafkaBus:
         self._verify([(wanted.pop(name), found) for name, found in self._describe(wanted).items()])
         if not wanted:
             return
-        limit = self._broker_limit() if any(topic.cleanup == "delete" for topic in wanted.values()) else 0
         settings = {
             topic.name: {
                 "num_partitions": topic.partitions,
                 "replication_factor": topic.replication,
-                "configs": _configs(topic, limit),
+                "configs": _configs(topic),
             }
             for topic in wanted.values()
         }
@@ -297,25 +296,20 @@ class KafkaBus:
 
     def _verify(self, topics: list[tuple[Topic, Any]]) -> None:
         """Raise if a topic is not as it was declared."""
-        policies = self._settings_of([topic.name for topic, _ in topics], "cleanup.policy")
+        settings = self._settings_of([topic.name for topic, _ in topics], "cleanup.policy", "max.message.bytes")
+        limits = {name: int(found["max.message.bytes"]) for name, found in settings.items()}
+        largest = max((limits.get(topic.name, 0) for topic, _ in topics if topic.cleanup == "compact"), default=0)
         for topic, found in topics:
             partitions = len(found["partitions"])
             replicas = {len(partition["replica_nodes"]) for partition in found["partitions"]}
-            if topic.name not in policies:
+            if topic.name not in settings:
                 raise self._hidden(topic.name)
-            policy = policies[topic.name]["cleanup.policy"]
-            if problem := _problem(topic, partitions, replicas, policy, self._settings["bootstrap_servers"][0]):
+            policy, server = settings[topic.name]["cleanup.policy"], self._settings["bootstrap_servers"][0]
+            problem = _problem(topic, partitions, replicas, policy, server)
+            if not problem and topic.cleanup == "delete":
+                problem = _narrowness(topic, limits[topic.name], largest, server)
+            if problem:
                 raise BackendError(f"{self.url}: {topic.name} {problem}")
-
-    def _broker_limit(self) -> int:
-        """Return the largest message that the brokers take unless a topic says otherwise, in bytes."""
-        with self.translated():
-            node = self._ask(self._admin.describe_cluster)["brokers"][0]["broker_id"]
-            resource = ConfigResource("broker", str(node), {"message.max.bytes": None})
-            found = self._ask(self._admin.describe_configs, [resource], config_filter="all")["broker"]
-        if not found[str(node)]:
-            raise self._hidden("the cluster")
-        return int(found[str(node)]["message.max.bytes"]["value"])
 
     def _hidden(self, what: str) -> BackendError:
         return BackendError(f"{self.url}: the user may not read the settings of {what}; allow DescribeConfigs on it")
@@ -434,7 +428,7 @@ class Producer:
             raise BackendError(f"{self._bus.url}: a message without a key does not fit into {topic}; give it one")
         size = _batch_size(key, value, headers)
         if size > (limit := min(limits.message_bytes, REQUEST_BYTES)):
-            raise BackendError(
+            raise TooLargeError(
                 f"{self._bus.url}: a message of {size} bytes exceeds the {limit} that {topic} takes; "
                 "raise the topic's max.message.bytes"
             )
@@ -839,14 +833,25 @@ def _problem(topic: Topic, partitions: int, replicas: set[int], policy: str, ser
     return None
 
 
-def _configs(topic: Topic, limit: int) -> dict[str, str]:
+def _narrowness(topic: Topic, limit: int, largest: int, server: str) -> str | None:
+    """Return what is wrong if dead letters do not fit into their topic, and how it is mended."""
+    if limit >= min(largest + DEAD_LETTER_HEADROOM, REQUEST_BYTES):
+        return None
+    change = f"--entity-type topics --entity-name {topic.name} --add-config max.message.bytes={REQUEST_BYTES}"
+    return (
+        f"has max.message.bytes={limit}, but what it is for may have {largest}, and more when it is not compressed: "
+        f"`kafka-configs.sh --bootstrap-server {server} --alter {change}` sets it"
+    )
+
+
+def _configs(topic: Topic) -> dict[str, str]:
     """Return the settings of a new topic: one that is not compacted holds dead letters."""
     if topic.cleanup == "compact":
         return {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONE_RETENTION_MS)}
     return {
         "cleanup.policy": "delete",
         "retention.ms": str(DEAD_LETTER_RETENTION_MS),
-        "max.message.bytes": str(limit + DEAD_LETTER_HEADROOM),
+        "max.message.bytes": str(REQUEST_BYTES),
     }
 
 

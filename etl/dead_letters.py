@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from core.bus import DEAD_LETTER_DAYS, Bus, Headers, Message, Offsets, Producer, TopicPartition, read_to_end
 from core.config import Config
-from core.errors import ConfigError
+from core.errors import ConfigError, TooLargeError
 from core.jobs import Report
 from core.names import Names, utc
 
@@ -125,8 +125,9 @@ def replay(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Re
     """Send dead letters back to the topics they came from; the next `load` tries them again.
 
     Each is taken off the dead letters in the transaction that sends it. What was tried too often stays, so that
-    replaying and loading cannot go on for ever; and what a later message of its key has superseded, so that no
-    compacted topic keeps it instead of that one. Run twice, it sends nothing the second time.
+    replaying and loading cannot go on for ever; so does what is larger than its topic takes, and what a later message
+    of its key has superseded, so that no compacted topic keeps it instead of that one. Run twice, it sends nothing the
+    second time.
 
     Returns
     -------
@@ -146,7 +147,10 @@ def replay(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Re
             return False
         known = (str(letter.attempts), utc(letter.first_seen))
         marks = tuple((name, text.encode()) for name, text in zip(REPLAYED, known, strict=True))
-        producer.send(letter.place.topic, letter.key, letter.value, (*letter.headers, *marks))
+        try:
+            producer.send(letter.place.topic, letter.key, letter.value, (*letter.headers, *marks))
+        except TooLargeError:
+            return False
         return True
 
     meant, sent = _take_off(config, selection, send_back, bus=bus)

@@ -64,13 +64,31 @@ def test_a_compacted_topic_keeps_tombstones_for_a_week(admin: kafka.KafkaAdminCl
 
 
 @pytest.mark.servers
-def test_dead_letters_are_kept_for_two_weeks_and_may_be_larger_than_their_originals(
+def test_dead_letters_are_kept_for_two_weeks_and_may_be_what_another_producer_had_compressed(
     bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
 ) -> None:
-    bus.create_topics([Topic(f"{topic}.dlq", "delete")])
-    policy, retention, limit = settings(admin, f"{topic}.dlq", "cleanup.policy", "retention.ms", "max.message.bytes")
-    assert (policy, retention) == ("delete", str(14 * 24 * 3600 * 1000))
-    assert int(limit) == int(*settings(admin, topic, "max.message.bytes")) + 64 * 1024
+    large = b"x" * 5_000_000
+    server = bus.url.removeprefix("kafka://")
+    with kafka.KafkaProducer(bootstrap_servers=server, compression_type="zstd", max_request_size=10**7) as producer:
+        producer.send(topic, large, b"k").get(10)
+    bus.create_topics([Topic(letters := f"{topic}.dlq", "delete")])
+    send(bus, letters, *everything(bus, topic))
+    assert everything(bus, letters) == [large]
+    assert settings(admin, letters, "cleanup.policy", "retention.ms") == ["delete", str(14 * 24 * 3600 * 1000)]
+
+
+@pytest.mark.servers
+def test_a_topic_of_dead_letters_that_takes_less_than_their_sources_is_an_error(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    declared = [Topic(topic, "compact"), Topic(letters := f"{topic}.dlq", "delete")]
+    bus.create_topics(declared)
+    bus.create_topics(declared)
+    change(admin, letters, "max.message.bytes", "1100000")
+    with pytest.raises(
+        BackendError, match=f"{letters} has max.message.bytes=1100000, .* have 1048588.*=52428800` sets it"
+    ):
+        bus.create_topics(declared)
 
 
 @pytest.mark.servers

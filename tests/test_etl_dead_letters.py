@@ -201,6 +201,20 @@ def test_what_was_tried_too_often_is_not_sent_back_any_more(bus: Bus, config: Co
     assert [letter.attempts for letter in dead_letters(config, bus=bus)] == [MAX_ATTEMPTS]
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("bus", ["kafka"], indirect=True)
+def test_what_its_topic_does_not_take_stays_and_the_rest_is_sent_back(
+    bus: Bus, config: Config, names: Names, put: Put
+) -> None:
+    put(1)
+    put(2, headers=(("large", bytes(2_000_000)),))
+    put(3)
+    report = replay(config, bus=bus)
+    assert (report.read, report.sent, report.unchanged) == (3, 2, 1)
+    assert offsets(dead_letters(config, bus=bus)) == [2]
+    assert len(sent_back(bus, names)) == 2
+
+
 def test_what_is_too_old_is_gone_and_sending_it_anew_does_not_prolong_it(
     bus: Bus, config: Config, names: Names, put: Put
 ) -> None:
