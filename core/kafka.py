@@ -194,7 +194,8 @@ class KafkaBus:
         """Close every connection, those of producers and consumers included."""
         for client in list(self.opened):
             client.close()
-        self._admin.close()
+        with self.translated():
+            self._admin.close()
 
     def ends_of(self, partitions: Iterable[TopicPartition]) -> Offsets:
         """Return the ends of some partitions."""
@@ -346,7 +347,10 @@ class Producer:
         self._driver: Any = self._open()
         bus.opened.add(self)
         if self._id is not None:
-            self._bounded(self._driver.init_transactions)
+            with ExitStack() as undo:
+                undo.callback(self.close)
+                self._bounded(self._driver.init_transactions)
+                undo.pop_all()
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
         """Hand over a message. What the topic would refuse is refused here: it would end the driver's producer."""

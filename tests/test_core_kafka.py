@@ -20,7 +20,7 @@ from test_core_bus import GiveUpError, drain, everything, send, take, values
 
 from core.bus import Message, Topic, TopicPartition, lag, open_bus, read_to_end
 from core.errors import BackendError, FencedError
-from core.kafka import Consumer, KafkaBus
+from core.kafka import Consumer, KafkaBus, Producer
 
 
 @pytest.fixture
@@ -377,6 +377,22 @@ def test_a_broker_that_goes_away_is_an_error_and_not_a_wait(
             call()
         assert caught.value.retriable
     bus.close()
+
+
+@pytest.mark.servers
+def test_a_client_that_cannot_be_opened_is_an_error_and_leaves_no_producer_behind(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise kafka.errors.CoordinatorNotAvailableError
+
+    monkeypatch.setattr(kafka.KafkaProducer, "init_transactions", fail)
+    monkeypatch.setattr(kafka.KafkaConsumer, "topics", fail)
+    for opened in (lambda: bus.producer("a"), lambda: bus.consumer([topic], group=topic)):
+        with pytest.raises(BackendError, match="CoordinatorNotAvailable") as caught:
+            opened()
+        assert caught.value.retriable
+    assert not any(isinstance(client, Producer) for client in bus.opened)
 
 
 # Groups
