@@ -191,7 +191,8 @@ class MongoStore:
     ) -> tuple[int, list[Guarded]]:
         """Return how many were written and those that collided; add the others' reasons to `refused`.
 
-        What breaks the connection again and again to a server that is well is halved, until the culprit stands alone.
+        What breaks the connection again and again to a server that is well is halved, until the culprit stands alone;
+        one that is stored all the same is none, only its acknowledgements were lost.
         """
         if not guarded:
             return 0, []
@@ -204,7 +205,10 @@ class MongoStore:
                 broken = _line(error)
                 self._database.command("ping")  # raises if the server is gone: then no document is to blame
         if len(guarded) == 1:
-            refused[guarded[0][0]["_id"]] = f"breaks the connection to MongoDB: {broken}"
+            _, document = guarded[0]
+            stored = {"_id": document["_id"], "rev": {"$gte": document["rev"]}}
+            if not self._database[collection].find_one(stored, {"_id": 1}):
+                refused[document["_id"]] = f"breaks the connection to MongoDB: {broken}"
             return 0, []
         half = len(guarded) // 2
         parts = [self._bulk(collection, part, refused, upsert=upsert) for part in (guarded[:half], guarded[half:])]

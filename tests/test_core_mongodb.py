@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import socketserver
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,6 +17,7 @@ import mongomock
 import pymongo
 import pytest
 from conftest import Run
+from proxy import cutting_off, through_a_proxy
 from pymongo import errors
 from servers import PASSWORD, Door
 from test_core_store import keys, mocked_mongodb, title, track
@@ -287,31 +287,20 @@ def test_a_document_that_the_server_hangs_up_on_is_refused_alone(
     assert keys(store) == ["a"]
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("n_cuts", [3, 5])
+def test_a_record_that_is_stored_though_its_acknowledgements_were_lost_is_no_culprit(
+    store: MongoStore, url: str, n_cuts: int
+) -> None:
+    cuts = [None] * n_cuts
+    with cutting_off(url, cuts) as through, closing(MongoStore(through)) as cut_off:
+        assert cut_off.upsert([track("a")]).refused == {}
+        assert cut_off.upsert([track("b"), track("c")]).refused == {}
+    assert cuts == []
+    assert keys(store) == ["a", "b", "c"]
+
+
 # Connections
-
-
-@contextmanager
-def stalling(url: str) -> Iterator[tuple[str, threading.Event]]:
-    """Stand between a client and the server: yield the URL to use, and what lets it pass nothing on any more."""
-    there, stalled = urlsplit(url), threading.Event()
-
-    def pass_on(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if not stalled.is_set():
-                    target.sendall(data)
-
-    class Proxy(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection((there.hostname, there.port)) as server:
-                threading.Thread(target=pass_on, args=(server, self.request), daemon=True).start()
-                pass_on(self.request, server)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as proxy:
-        proxy.daemon_threads = True
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield there._replace(netloc=f"127.0.0.1:{proxy.server_address[1]}").geturl(), stalled
-        proxy.shutdown()
 
 
 @pytest.mark.servers
@@ -320,7 +309,8 @@ def test_a_server_that_hangs_is_an_error_that_may_be_tried_again_and_blames_no_d
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.mongodb.ANSWER_TIMEOUT_MS", 500)
-    with stalling(url) as (through, stalled), closing(MongoStore(through)) as store:
+    stalled = threading.Event()
+    with through_a_proxy(url, lambda _: not stalled.is_set()) as through, closing(MongoStore(through)) as store:
         store.upsert([track("a")])
         stalled.set()
         with pytest.raises(BackendError, match="no connection") as caught:
