@@ -84,14 +84,14 @@ def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_kafka() -> Run:
     """Return what runs a broker on a folder: for tests that let it go away."""
     _require("kafka")
     return servers.kafka
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_mongodb() -> Run:
     """Return what runs a MongoDB-wire server on a folder: for tests that let it go away."""
     _require("mongodb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from core.bus import Bus, Message, read_to_end
 from core.config import Config
 from core.jobs import Report, Watch, ignore
 from core.names import Names
-from core.records import Failure, Track
+from core.records import Failure, Record, Track
 from core.store import Store
 from etl import extract, load
+from etl.dead_letters import Place
 from etl.engine import EngineName
 from etl.extract import ExtractReport
 from etl.failures import RetryReport, retry
+from etl.messages import Decoded, decode
 
 CONFIG = Config(workers=1)
 NAMES = Names()
@@ -36,6 +39,45 @@ def tone(path: Path, frequency: float, *, seconds: float = 0.5, **tags: str) -> 
         for name, text in tags.items():
             setattr(file, name, text)
         file.write(y)
+
+
+def assert_nothing_lost(bus: Bus, store: Store, names: Names = NAMES) -> list[Place]:
+    """For each record of the log the store has its key at that `rev` or higher, or one dead letter has its place.
+
+    What the store has at the highest `rev` of the log is what the first record of that `rev` says. Return the places of
+    the dead letters, in order.
+    """
+    letters = Counter(_place_of(letter) for letter in read_to_end(bus, [names.dead_letters]))
+    assert [place for place, count in letters.items() if count > 1] == []
+    for topic, kind in ((names.tracks, Track), (names.failed, Failure)):
+        messages = list(read_to_end(bus, [topic]))
+        latest = _fold(kind, [one for one in messages if Place(one.topic, one.partition, one.offset) not in letters])
+        stored = {record.key: record for record in map(kind.from_document, store.scan(kind))}
+        older = {
+            key: (one.rev, key in stored and stored[key].rev)
+            for key, one in latest.items()
+            if (key not in stored and one.record) or (key in stored and stored[key].rev < one.rev)
+        }
+        assert older == {}
+        for key, one in latest.items():
+            if key in stored and stored[key].rev == one.rev:
+                assert stored[key] == one.record
+        deleted = {key: one.rev for key, one in latest.items() if key not in stored}
+        assert store.delete(kind, deleted) == 0, "a tombstone has left no mark of its rev"
+    return sorted(letters)
+
+
+def _place_of(letter: Message) -> Place:
+    topic, partition, offset = (letter.header(f"dlq_{name}") or "" for name in ("topic", "partition", "offset"))
+    return Place(topic, int(partition), int(offset))
+
+
+def _fold(kind: type[Record], messages: list[Message]) -> dict[str, Decoded[Record]]:
+    """Return what the highest `rev` of each key says; a message that cannot be read should have a dead letter."""
+    latest: dict[str, Decoded[Record]] = {}
+    for one in sorted((decode(kind, message) for message in messages), key=lambda one: -one.rev):
+        latest.setdefault(one.key, one)
+    return latest
 
 
 @dataclass(frozen=True)

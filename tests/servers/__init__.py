@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -128,6 +129,11 @@ def mongodb(folder: Path, secured: Door | None = None) -> Iterator[str]:
         yield f"mongodb://127.0.0.1:{port}"
 
 
+def kill(folder: Path, name: str) -> None:
+    """Kill the server ``'kafka'`` or ``'mongodb'`` that runs on a folder; it has no time for anything."""
+    os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGKILL)
+
+
 def _sasl(secured: Door) -> str:
     """Return the broker's properties of a secured door."""
     modules = "org.apache.kafka.common.security"
@@ -165,6 +171,7 @@ def _run(command: Sequence[str]) -> None:
 def _running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+    log.with_suffix(".pid").write_text(str(process.pid))
     try:
         _await_answer(process, port, log)
         yield
