@@ -17,6 +17,7 @@ from kafka import errors
 from kafka.admin import ConfigResource, OffsetSpec
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.protocol.consumer import IsolationLevel
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import OffsetAndMetadata
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -498,7 +499,10 @@ class Producer:
         return self._driver
 
     def _drop(self) -> None:
-        """Close the driver's producer at once: its own `close` would first wait for what it cannot send."""
+        """Close the driver's producer at once; there is no public way.
+
+        Its `close` first waits for what it cannot send, and where it gives up it leaves its thread running.
+        """
         self._driver._sender.force_close()
         with suppress(errors.KafkaTimeoutError):
             self._driver.close(timeout=TIMEOUT)
@@ -875,6 +879,36 @@ def _unacknowledged(sent: Iterable[Sent]) -> list[Sent]:
             if one.key is not None:
                 late.add((one.topic, one.key))
     return again
+
+
+class _Lenient(bytearray):
+    """Bytes of which text is made that escapes what is not UTF-8."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found: Any = super().__getitem__(index)
+        return _Lenient(found) if isinstance(index, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "backslashreplace") -> str:
+        return super().decode(encoding, errors)
+
+
+def _leniently(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what reads the next message of a batch, though the name of a header is not UTF-8.
+
+    The driver gives such a batch up with all that is in it, and its next poll never ends.
+    """
+
+    def read_leniently(batch: Any) -> Any:
+        try:
+            return read(batch)
+        except UnicodeDecodeError:
+            batch._buffer = _Lenient(batch._buffer)
+            return read(batch)
+
+    return read_leniently
+
+
+DefaultRecordBatch._read_msg = _leniently(DefaultRecordBatch._read_msg)
 
 
 def _message(record: Any) -> Message:

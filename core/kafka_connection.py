@@ -107,6 +107,8 @@ def backend_error(url: str, error: errors.KafkaError, since: float, *, opening: 
     if isinstance(error, errors.CommitFailedError):
         return BackendError(f"{url}: the group has given what was read to another consumer; go on", retriable=True)
     text = " ".join(str(error).split())[:300]
+    if isinstance(error, errors.CorruptRecordError):  # and the driver's next poll would never end
+        return BackendError(f"{url}: what is on the broker's disk is damaged: {text}; restore it from a replica")
     no_answer = isinstance(error, NO_ANSWER)
     failures = driver_log.failures(max(since, time.time() - RECENT)) if no_answer else []
     for pattern, said in CAUSES:

@@ -16,6 +16,7 @@ import kafka
 import pytest
 from conftest import Run
 from kafka.admin import ConfigResource, MemberToRemove
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from test_core_bus import GiveUpError, drain, everything, send, take, values
 
 from core.bus import Message, Topic, TopicPartition, lag, open_bus, read_to_end
@@ -393,6 +394,57 @@ def test_a_client_that_cannot_be_opened_is_an_error_and_leaves_no_producer_behin
             opened()
         assert caught.value.retriable
     assert not any(isinstance(client, Producer) for client in bus.opened)
+
+
+# Headers
+
+
+class NotUTF8(str):
+    """A name of a header as other drivers may send it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return b"caf\xe9"
+
+
+@pytest.mark.servers
+def test_a_header_whose_name_is_not_utf8_is_read_with_an_escape_and_holds_nothing_up(bus: KafkaBus, topic: str) -> None:
+    """The driver would give up the whole batch, and its next poll would never end."""
+    producer = bus.producer()
+    for n, headers in enumerate(((), ((NotUTF8("name"), b"\xff"), ("rev", b"1")), (("rev", b"2"),))):
+        producer.send(topic, b"k%d" % n, b"%d" % n, headers)
+    producer.flush()
+    messages = list(read_to_end(bus, [topic]))
+    assert values(messages) == [b"0", b"1", b"2"]
+    assert [message.headers for message in messages] == [(), (("caf\\xe9", b"\xff"), ("rev", b"1")), (("rev", b"2"),)]
+
+
+@pytest.mark.servers
+def test_a_header_without_a_value_is_read_as_an_empty_one(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver cannot send one without a value, neither here nor to the dead letters."""
+    append = DefaultRecordBatchBuilder.append
+
+    def without_value(builder: object, offset: int, at: int, key: bytes, value: bytes, _: object) -> object:
+        return append(builder, offset, at, key, value, [("none", None), ("some", b"1")])
+
+    monkeypatch.setattr(DefaultRecordBatchBuilder, "append", without_value)
+    send(bus, topic, b"1")
+    (message,) = read_to_end(bus, [topic])
+    assert message.headers == (("none", b""), ("some", b"1"))
+
+
+@pytest.mark.servers
+def test_a_damaged_batch_is_an_error_that_ends_the_reading(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(bus, topic, b"1")
+    monkeypatch.setattr(DefaultRecordBatch, "validate_crc", lambda _: False)
+    with pytest.raises(BackendError, match=r"damaged: .*failed crc check") as caught:
+        list(read_to_end(bus, [topic]))
+    assert not caught.value.retriable
 
 
 # Groups

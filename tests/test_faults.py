@@ -31,7 +31,7 @@ from conftest import Run
 from etl_library import assert_nothing_lost
 from kafka.admin import MemberToRemove
 from proxy import cutting_off
-from test_core_kafka import change
+from test_core_kafka import NotUTF8, change
 from test_etl_load import BAD, failure, track
 
 from core import open_bus, open_store
@@ -400,7 +400,7 @@ def test_bad_messages_of_every_kind_are_dead_letters_once_and_the_others_are_loa
     with closing(on_servers.bus.producer()) as producer:
         for n, (key, value, headers, _) in enumerate(BAD.values()):
             for topic in (names.tracks, names.failed):
-                producer.send(topic, key, value, headers)
+                producer.send(topic, key, value, (*headers, (NotUTF8("name"), b"1")))
             send(producer, names.tracks, track(f"good {n}"))
             send(producer, names.failed, failure(f"good {n}"))
         producer.flush()
