@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import kafka
 from kafka import errors
 from kafka.admin import ConfigResource, OffsetSpec
+from kafka.cluster import ClusterMetadata
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.default_records import DefaultRecordBatch
@@ -220,11 +221,7 @@ class KafkaBus:
         return {name: topic["topic_id"] for name, topic in self._existing(topics).items()}
 
     def _existing(self, topics: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return what the server knows of existing topics.
-
-        The driver's producers and consumers would wait for a missing one, or let the broker create it:
-        version 3.0 takes ``allow_auto_create_topics`` and does nothing with it.
-        """
+        """Return what the server knows of existing topics: the driver's clients would wait for a missing one."""
         names = set(topics)
         described = self._describe(names)
         if missing := sorted(names - described.keys()):
@@ -245,7 +242,7 @@ class KafkaBus:
     def connect(self, client: Callable[..., T], **settings: Any) -> T:
         """Open one more client of the driver."""
         with self.translated():
-            return client(**self._connection, allow_auto_create_topics=False, **settings)
+            return client(**self._connection, **settings)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -909,6 +906,8 @@ def _leniently(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 DefaultRecordBatch._read_msg = _leniently(DefaultRecordBatch._read_msg)
+# Or a reader would have the broker make a deleted topic anew, as it likes. As a client's own setting it has no effect.
+ClusterMetadata.DEFAULT_CONFIG["allow_auto_create_topics"] = False
 
 
 def _message(record: Any) -> Message:

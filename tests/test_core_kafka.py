@@ -676,6 +676,22 @@ def test_a_reader_that_only_polls_notices_a_new_topic_too(
     assert len(drain(consumer)) == 20
 
 
+@pytest.mark.servers
+def test_a_topic_that_is_deleted_while_it_is_read_and_written_stays_deleted(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    """The driver would have the broker make it anew, with settings that are not those declared."""
+    send(bus, topic, b"1")
+    consumer, producer = bus.consumer([topic], group=topic), bus.producer()
+    take(consumer, 1)
+    producer.send(topic, b"k", b"2")
+    producer.flush()
+    admin.delete_topics([topic])
+    for _ in range(3):
+        consumer.poll(0.5)
+    assert topic not in bus.topics()
+
+
 # Fencing
 
 
