@@ -265,8 +265,6 @@ def test_whatever_is_struck_at_random_nothing_is_lost_and_nothing_doubled(number
         ThreadPoolExecutor() as pool,
     ):
         through = config.model_copy(update={"store": config.store.model_copy(update={"url": url})})
-        for kind in (Track, Failure):  # mongo-java-server fails where two create a collection at once
-            line.store.delete(kind, {"nobody": 1})
         followers = [Follower(through) for _ in range(2)]
         scene = Scene(own, line, followers, cuts, rng, lambda condition: await_(condition, sending))
         sending = pool.submit(send_at_random, line, random.Random(f"{seed}/sent"), scene.is_behind, stop)

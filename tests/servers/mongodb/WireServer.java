@@ -37,14 +37,17 @@ class WireServer {
     private static final Set<String> WRITES =
             Set.of("insert", "update", "delete", "findAndModify", "create", "drop", "dropDatabase", "createIndexes");
 
-    /** The stock backend acknowledges a write before it is in the file; this one after. */
+    /**
+     * The stock backend acknowledges a write before it is in the file; this one after. It also fails where two
+     * clients first use a collection at once; here one waits for the other.
+     */
     private static class DurableBackend extends H2Backend {
         DurableBackend(String file) {
             super(file);
         }
 
         @Override
-        public Document handleMessage(MongoMessage message) {
+        public synchronized Document handleMessage(MongoMessage message) {
             Document answer = super.handleMessage(message);
             if (WRITES.contains(message.getDocument().keySet().iterator().next())) {
                 commit();
