@@ -423,19 +423,12 @@ def test_a_record_of_5_mb_is_refused_before_it_is_sent_and_loaded_once_the_topic
 
 
 @pytest.mark.servers
-def test_a_bad_message_that_the_dead_letters_topic_does_not_take_stops_load_which_goes_on_once_it_does(
-    on_servers: Line, admin: Admin
-) -> None:
-    names = on_servers.names
-    change(admin, names.tracks, "max.message.bytes", "8000000")
+def test_a_bad_message_of_5_mb_is_a_dead_letter_once_its_topic_takes_it(on_servers: Line, admin: Admin) -> None:
+    change(admin, on_servers.names.tracks, "max.message.bytes", "8000000")
     on_servers.put(track("a"))
     on_servers.put_raw(b"large", random.Random(0).randbytes(5_000_000))
     on_servers.put(track("z"))
-    with pytest.raises(BackendError, match=f"that {names.dead_letters} takes; raise the topic's max.message.bytes"):
-        on_servers.load()
-    assert on_servers.lag() >= 2
-    change(admin, names.dead_letters, "max.message.bytes", "9000000")
-    on_servers.load()
+    assert on_servers.load().failed == 1
     on_servers.assert_nothing_lost()
 
 
