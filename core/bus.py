@@ -12,6 +12,8 @@ from core.names import bare_url
 
 DEAD_LETTER_DAYS = 14
 """How long a dead letter is kept: shorter than the marks of what was deleted, so that none can bring it back."""
+TOMBSTONE_DAYS = 7
+"""How long a compacted topic tells of a deletion; a reader that was away for longer never hears of it."""
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -112,7 +114,7 @@ class Bus(Protocol):
     """Without user info and options: safe to print."""
 
     def create_topics(self, topics: Iterable[Topic]) -> None:
-        """Create those that do not exist yet; on Kafka raise if one that exists is not as declared."""
+        """Create those that do not exist yet; raise if one that exists is not as declared."""
 
     def topics(self) -> list[str]:
         """Return the names of the existing topics, sorted."""

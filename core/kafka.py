@@ -23,7 +23,7 @@ from kafka.structs import OffsetAndMetadata
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from core import bus as seam
-from core.bus import DEAD_LETTER_DAYS, Headers, Message, Offsets, Topic, TopicPartition
+from core.bus import DEAD_LETTER_DAYS, TOMBSTONE_DAYS, Headers, Message, Offsets, Topic, TopicPartition
 from core.errors import BackendError, FencedError, TooLargeError
 from core.kafka_connection import backend_error, driver_settings
 from core.names import bare_url
@@ -43,7 +43,7 @@ NO_EPOCH_BUMP = (2, 4)
 """Protocol for transactions: from 2.5 on the driver meets a stale epoch by taking the id back from its successor."""
 TRANSACTION_TIMEOUT_MS = 15_000
 """Until a transaction that its producer abandoned no longer holds up the readers."""
-TOMBSTONE_RETENTION_MS = 7 * 24 * 3600 * 1000
+TOMBSTONE_RETENTION_MS = TOMBSTONE_DAYS * 24 * 3600 * 1000
 DEAD_LETTER_RETENTION_MS = DEAD_LETTER_DAYS * 24 * 3600 * 1000
 DEAD_LETTER_HEADROOM = 64 * 1024
 """Bytes that a dead letter's headers may add to the largest message."""

@@ -6,11 +6,13 @@ process, which SQLite before 3.51.3 may answer with a lost commit.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,17 @@ from core.names import sqlite_path
 
 CHECKPOINT_BYTES = 4 << 20
 """Size of the write-ahead log from which a write moves it into the database."""
+LONG_LOG = 8
+"""So many times that size make a write wait for the readers that keep the log from beginning anew."""
+READERS_MS = 100
+"""How long it waits for them."""
+BUSY_SECONDS = 30.0
+"""How long a program that does not know the file lock is waited for."""
+MAKE_ROOM = "make room on the disk and run the same command again"
+SHRINK_PAGES = 2000
+"""Pages given back in one transaction, so that no other writer waits long: 8 MB, about 0.1 s."""
+
+log = logging.getLogger(__name__)
 
 
 class Database:
@@ -72,8 +85,16 @@ class Database:
                     yield connection
                     connection.execute("COMMIT")
                     undo.pop_all()
-                if _bytes(self._beside("-wal")) > CHECKPOINT_BYTES:
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._checkpoint(connection)
+
+    def shrink(self) -> None:
+        """Give pages that are free back to the system, a few at a time."""
+        (n_free,) = self.read("PRAGMA freelist_count")[0]
+        for _ in range(0, n_free, SHRINK_PAGES):
+            with self._translated(), self.locked():
+                # `execute` would stop after the first page
+                self._connection.executescript(f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
+                self._checkpoint(self._connection)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -104,14 +125,14 @@ class Database:
         return _bytes(self.path) + _bytes(self._beside("-wal"))
 
     def close(self) -> None:
-        """Close the connection; the last one moves the log into the database, under the lock."""
+        """Close the connection; the last one that may write moves the log into the database, under the lock."""
         if "_connection" in vars(self):
-            with self._translated(), self.locked():
+            with self._translated(), self.locked() if os.access(self.path, os.W_OK) else nullcontext():
                 self._connection.close()
 
     @cached_property
     def _connection(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         with ExitStack() as undo:
             undo.callback(connection.close)
             connection.execute("PRAGMA synchronous=FULL")
@@ -121,6 +142,24 @@ class Database:
                 self._prepare(connection)
             undo.pop_all()
         return connection
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Move the log into the database where it has become long.
+
+        What is committed is durable already, so that no error of this one may look like one of the commit.
+        """
+        size = _bytes(self._beside("-wal"))
+        if size <= CHECKPOINT_BYTES:
+            return
+        try:
+            if size <= LONG_LOG * CHECKPOINT_BYTES:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                return
+            connection.execute(f"PRAGMA busy_timeout={READERS_MS}")
+            connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            connection.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
+        except sqlite3.Error as error:
+            log.warning("%s: the write-ahead log stays %d bytes long: %s", self.path, size, _explain(error))
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
@@ -132,7 +171,9 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         with self.locked():
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            connection.execute("PRAGMA journal_mode=WAL")
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            if mode != "wal":
+                raise BackendError(f"{self.path}: no write-ahead log is possible here; put the file on a local disk")
             connection.execute("BEGIN IMMEDIATE")
             for statement in self._missing(connection):
                 connection.execute(statement)
@@ -151,7 +192,8 @@ def open_lock(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise BackendError(f"{path}: {error.strerror}; make its folder writable") from error
+        advice = MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make its folder writable"
+        raise BackendError(f"{path}: {error.strerror}; {advice}") from error
 
 
 def _bytes(file: Path) -> int:
@@ -165,7 +207,8 @@ def _is_busy(error: sqlite3.Error) -> bool:
 def _explain(error: sqlite3.Error) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     advice = {
-        sqlite3.SQLITE_FULL: "; make room on the disk and run the same command again",
+        sqlite3.SQLITE_FULL: f"; {MAKE_ROOM}",
+        sqlite3.SQLITE_IOERR: f"; where a quota or limit is reached, {MAKE_ROOM}; else see whether the disk fails",
         sqlite3.SQLITE_NOTADB: "; name another file in the configuration",
         sqlite3.SQLITE_CANTOPEN: "; check that the folder is writable",
         sqlite3.SQLITE_READONLY: "; make the file and its folder writable",

@@ -1,12 +1,14 @@
 """The bus in one SQLite file: a topic has one partition, a group one active member at a time.
 
 A transaction is kept in memory and written at its commit. A compacted topic drops the former
-value of a key as the next one is written. The other members of a group wait for a lease, which
-the system frees when its holder dies.
+value of a key as the next one is written; what is too old goes as its topic is written to, or
+declared. The other members of a group wait for a lease, which the system frees when its holder
+dies.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -16,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from core.bus import Consumer, Headers, Message, Offsets, Topic, TopicPartition
+from core.bus import DEAD_LETTER_DAYS, TOMBSTONE_DAYS, Consumer, Headers, Message, Offsets, Topic, TopicPartition
 from core.errors import BackendError, FencedError
 from core.names import digest
 from core.sqlite import Database
@@ -29,6 +31,7 @@ SCHEMA = {
         key BLOB, headers TEXT NOT NULL, value BLOB)""",
     "messages_offset": "CREATE UNIQUE INDEX messages_offset ON messages (topic_id, offset)",
     "messages_key": "CREATE INDEX messages_key ON messages (topic_id, key)",
+    "messages_tombstones": "CREATE INDEX messages_tombstones ON messages (topic_id, timestamp) WHERE value IS NULL",
     "offsets": """CREATE TABLE offsets (
         group_id TEXT NOT NULL, topic_id INTEGER NOT NULL, next INTEGER NOT NULL, PRIMARY KEY (group_id, topic_id))""",
     "producers": "CREATE TABLE producers (transactional_id TEXT PRIMARY KEY, epoch INTEGER NOT NULL)",
@@ -36,6 +39,20 @@ SCHEMA = {
 BUFFER_BYTES = 8 << 20
 """What a producer holds before it writes by itself, outside a transaction."""
 POLL_SECONDS = 0.02
+DAY_MS = 24 * 3600 * 1000
+EXPIRED = {
+    "compact": (TOMBSTONE_DAYS, "DELETE FROM messages WHERE topic_id = ?1 AND value IS NULL AND timestamp < ?2"),
+    "delete": (
+        DEAD_LETTER_DAYS,
+        """DELETE FROM messages WHERE topic_id = ?1 AND offset < ifnull(
+            (SELECT offset FROM messages WHERE topic_id = ?1 AND timestamp >= ?2 ORDER BY offset LIMIT 1),
+            (SELECT next FROM topics WHERE topic_id = ?1))""",
+    ),
+}
+"""Cleanup → how many days the tombstones of a compacted topic, or all messages of another, are kept, and what removes
+those that are older."""
+
+log = logging.getLogger(__name__)
 
 Unwritten = tuple[str, bytes | None, bytes | None, Headers, int]
 
@@ -48,12 +65,18 @@ class SQLiteBus:
         self._database = Database(url, SCHEMA, create=create)
 
     def create_topics(self, topics: Iterable[Topic]) -> None:
-        """Create those that do not exist yet."""
-        there = set(self.topics())
-        missing = [(topic.name, topic.cleanup) for topic in topics if topic.name not in there]
-        if missing:
-            with self._database.write() as connection:
-                connection.executemany("INSERT OR IGNORE INTO topics (name, cleanup, next) VALUES (?, ?, 0)", missing)
+        """Create those that do not exist yet; in those that do, remove what is too old."""
+        wanted = {topic.name: topic.cleanup for topic in topics}
+        with self._database.write() as connection:
+            found = connection.execute("SELECT name, cleanup, topic_id FROM topics").fetchall()
+            for name, cleanup, topic_id in found:
+                if wanted.get(name, cleanup) != cleanup:
+                    raise BackendError(self._mismatch(name, cleanup, wanted[name]))
+                if name in wanted:
+                    _expire(connection, topic_id, cleanup, _now_ms())
+            missing = wanted.items() - {(name, cleanup) for name, cleanup, _ in found}
+            connection.executemany("INSERT INTO topics (name, cleanup, next) VALUES (?, ?, 0)", sorted(missing))
+        self._database.shrink()
 
     def topics(self) -> list[str]:
         """Return the names of the existing topics, sorted."""
@@ -101,11 +124,18 @@ class SQLiteBus:
         rows = [(_topic(self._database, name)[0], offset) for (name, _), offset in offsets.items()]
         with self._database.write() as connection:
             connection.executemany("DELETE FROM messages WHERE topic_id = ? AND offset < ?", rows)
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self._database.shrink()
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _mismatch(self, name: str, found: str, declared: str) -> str:
+        statement = f"UPDATE topics SET cleanup = '{declared}' WHERE name = '{name}'"
+        return (
+            f"{self._database.path}: {name} has cleanup={found}, not {declared}: choose another topics.prefix, "
+            f'or `sqlite3 {self._database.path} "{statement}"` sets it'
+        )
 
 
 class SQLiteProducer:
@@ -127,7 +157,7 @@ class SQLiteProducer:
             self._cleanup[topic] = _topic(self._database, topic)[1]
         if key is None and self._cleanup[topic] == "compact":
             raise BackendError(f"{topic}: a compacted topic takes no message without a key")
-        self._buffer.append((topic, key, value, headers, time.time_ns() // 1_000_000))
+        self._buffer.append((topic, key, value, headers, _now_ms()))
         self._bytes += len(value or b"")
         if self._bytes > BUFFER_BYTES and not self._in_transaction:
             self.flush()
@@ -192,6 +222,8 @@ class SQLiteConsumer:
         self._topics = {name: _topic(database, name)[0] for name in topics}
         self._group = group
         self._lease: int | None = None
+        self._waits = False
+        """Whether it was said that another member is active."""
         self._position: dict[str, int] | None = None
         self._committed: dict[str, int] = {}
         self._ends: dict[str, int] = {}
@@ -251,6 +283,9 @@ class SQLiteConsumer:
             self._lease = self._database.lease(f"group-{digest(self._group.encode())[:12]}")
             if self._lease is not None:
                 self._begin(_committed(self._database, self._group, self._topics))
+            elif not self._waits:
+                log.warning("%s: another process works for %s; this one waits for it", self._database.path, self._group)
+                self._waits = True
         return self._position is not None
 
     def _begin(self, start: Offsets) -> None:
@@ -278,6 +313,8 @@ def _append(
     topic_id, cleanup, offset = connection.execute(statement, (topic,)).fetchone()
     if cleanup == "compact":
         connection.execute("DELETE FROM messages WHERE topic_id = ? AND key = ?", (topic_id, key))
+    if cleanup == "delete" or value is None:
+        _expire(connection, topic_id, cleanup, timestamp)
     texts = orjson.dumps([[name, data.decode("latin-1")] for name, data in headers]).decode()
     connection.execute(
         "INSERT INTO messages (topic_id, offset, timestamp, key, headers, value) VALUES (?, ?, ?, ?, ?, ?)",
@@ -291,6 +328,15 @@ def _rows(database: Database, topic_id: int, offset: int, n_rows: int) -> list[t
         WHERE topic_id = ? AND offset >= ? ORDER BY offset LIMIT ?""",
         (topic_id, offset, n_rows),
     )
+
+
+def _expire(connection: sqlite3.Connection, topic_id: int, cleanup: str, now: int) -> None:
+    days, statement = EXPIRED[cleanup]
+    connection.execute(statement, (topic_id, now - days * DAY_MS))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _message(topic: str, offset: int, key: bytes | None, value: bytes | None, headers: str, timestamp: int) -> Message:

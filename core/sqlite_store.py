@@ -92,17 +92,19 @@ class SQLiteStore:
                 "DELETE FROM documents WHERE collection = ? AND _id BETWEEN ? AND ?",
                 (kind.collection, prefix, prefix + LAST),
             ).rowcount
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self._database.shrink()
         return removed
 
     def sweep(self, kind: type[Record], older_than: float) -> int:
         """Remove old marks."""
         before = time.time_ns() // 1000 - int(older_than * 1e6)
         with self._database.write() as connection:
-            return connection.execute(
+            removed = connection.execute(
                 "DELETE FROM documents WHERE collection = ? AND deleted AND json_extract(doc, '$.deleted_at') < ?",
                 (kind.collection, before),
             ).rowcount
+        self._database.shrink()
+        return removed
 
     def size(self) -> int:
         """Return the bytes of the file, which the bus may share."""
