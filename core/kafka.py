@@ -675,8 +675,14 @@ class Consumer:
             )
 
     def offer(self) -> Offer:
-        """Return what a transaction is to commit."""
+        """Return what a transaction is to commit; raise if the group has expelled this member.
+
+        It would commit as nobody, whom the broker lets commit whatever he likes.
+        """
         self._look()
+        if self._member.generation_id < 0:
+            with self._bus.translated():
+                raise errors.CommitFailedError
         return Offer(self._positions(), self._member)
 
     def settle(self, positions: Positions) -> None:

@@ -632,6 +632,27 @@ def test_after_a_transaction_of_unknown_outcome_reading_goes_on_behind_what_was_
     assert everything(bus, letters) == ([b"1", b"2"] if is_committed else [b"1"])
 
 
+@pytest.mark.servers
+def test_a_member_that_is_expelled_while_it_polls_commits_nothing_in_a_transaction(
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is nobody then, and from nobody the broker takes every offset: another member may have read the same."""
+    bus.create_topics([Topic(letters := f"{topic}.dlq", "delete")])
+    send(bus, topic, b"1", b"2")
+    consumer = bus.consumer([topic], group=topic)
+    take(consumer, 1)
+    producer = bus.producer(commits=consumer)
+    nobody = consumer._driver.group_metadata()._replace(generation_id=-1, member_id="")
+    with monkeypatch.context() as expelled:
+        expelled.setattr(consumer._driver, "group_metadata", lambda: nobody)
+        take(consumer, 1)
+        with pytest.raises(BackendError, match="another consumer") as caught, producer.transaction():
+            producer.send(letters, b"k", b"letter")
+    assert caught.value.retriable
+    assert everything(bus, letters) == []
+    assert bus.committed(topic, [topic]) == {}
+
+
 # Topics that are created anew
 
 
