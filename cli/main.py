@@ -426,6 +426,8 @@ def main() -> None:
         logger.info("", exc_info=True)
         show.error(f"unexpected {type(error).__name__}: {error}; `-v` before the verb shows where")
         code = 1
+    for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to stop but Python's own end, which would complain
+        signal.signal(number, signal.SIG_IGN)
     if code == 130:
         show.error("stopped; the same command goes on from here")
     sys.exit(code)
