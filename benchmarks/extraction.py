@@ -25,6 +25,7 @@ import scipy.stats
 import soundfile
 
 from benchmarks.report import Measured, conclude, medians, table
+from core.blocks import BLOCKS
 from core.config import parse_config
 from etl.pool import Task, run_tasks
 from features import audio, descriptors, extraction, spectrum
@@ -123,7 +124,7 @@ def steps(track: Path) -> Iterable[tuple[str, float]]:
     def fresh() -> descriptors.Frames:
         return descriptors.Frames(y, frames.spectrum)
 
-    values = [(line.function(frames), line.statistics) for line in DEFAULT.values()]
+    values = [(measure(frames), BLOCKS[block].statistics) for block, measure in DEFAULT.items()]
     named: dict[str, Callable[[], object]] = {
         "decode, mix and resample": lambda: audio.decode(track, SR),
         "STFT and magnitude": lambda: [None for _ in spectrum.magnitudes(y)],
@@ -132,7 +133,7 @@ def steps(track: Path) -> Iterable[tuple[str, float]]:
         "chroma, without tuning": lambda: descriptors.chroma_stft(frames),
         "mel spectrogram in dB and MFCC": lambda: fresh().mfcc,
         "zero crossings": lambda: descriptors.zcr(frames),
-        "`fluctuation`": lambda: DEFAULT["fluctuation"].function(frames),
+        "`fluctuation`": lambda: DEFAULT["fluctuation"](frames),
         "statistics": lambda: [summarize(rows, wanted) for rows, wanted in values],
         "flags": lambda: extraction.flags(decoded),
         "all of it": lambda: extraction.compute(track),

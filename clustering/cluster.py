@@ -16,7 +16,8 @@ from clustering.engine import open_engine
 from clustering.identity import identify, number
 from clustering.library import Library, current_revs, digest_of, read_library
 from clustering.runs import latest_run, next_run_id, purge_runs, run_in_force
-from clustering.space import GROUPS, Matrix, transform
+from clustering.space import Matrix, declare, transform
+from core.blocks import PROFILES
 from core.config import Config
 from core.errors import BackendError, ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
@@ -82,7 +83,7 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
         log.info("%s is up to date: same tracks, settings and seed", latest.run_id)
         new, written, unreadable = latest, 0, len(revs) - latest.n_tracks
     else:
-        library = read_library(store, config.feature_set, len(revs), progress)
+        library = read_library(store, config.feature_set, declare(config.clustering.groups), len(revs), progress)
         fitted = fit(config, library, progress)
         new = describe_run(config, store, library, fitted, settings, former=run_in_force(store) or latest)
         unreadable = library.unreadable
@@ -103,19 +104,23 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` if the extracted blocks are not those that the space needs: `default` alone has them."""
-    if "default" not in config.features.profiles:
-        needed = ", ".join(block.name for group in GROUPS for block in group.blocks)
-        given = ", ".join(config.features.profiles)
-        raise ConfigError(
-            f"features.profiles: {given}: the clustering needs {needed}; write [default, {given}] and extract again"
-        )
+    """Raise `ConfigError` if blocks are not extracted that the space needs, or MFCCs, by which copies are told."""
+    profiles = config.features.profiles
+    extracted = {block for profile in profiles for block in PROFILES[profile]}
+    groups = {f"clustering.groups.{name}": group.blocks for name, group in config.clustering.groups if group.weight}
+    for place, blocks in (groups | {"the telling of copies": ("mfcc",)}).items():
+        if missing := [block for block in blocks if block not in extracted]:
+            wanted = {next(name for name, its_blocks in PROFILES.items() if block in its_blocks) for block in missing}
+            raise ConfigError(
+                f"{place}: needs {', '.join(missing)}, which features.profiles [{', '.join(profiles)}] does not have; "
+                f"write [{', '.join(sorted({*wanted, *profiles}))}] and extract again"
+            )
 
 
 def settings_digest(config: Config) -> str:
     """Return the digest of everything but the tracks that decides a run."""
     chosen = config.clustering.model_dump_json(exclude={"keep_runs"})
-    return digest(f"{chosen} {config.feature_set} {GROUPS} {SAMPLE_ROWS}".encode())
+    return digest(f"{chosen} {config.feature_set} {SAMPLE_ROWS}".encode())
 
 
 def fit(config: Config, library: Library, progress: Watch = ignore) -> Fit:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from clustering.space import Matrix, Vectors
+from clustering.space import Matrix, Vectors, declare
 from core.config import Config
 from core.records import Group
 
@@ -15,7 +15,7 @@ class Engine(Protocol):
     """Fits a library: its vectors were handed over, rows in order of the `track_id`."""
 
     def fit_space(self) -> list[Group]:
-        """Fit every group of `space.GROUPS`; engines agree within rounding."""
+        """Fit the declared groups; engines agree within rounding."""
 
     def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
         """Run Lloyd's algorithm from `start` and return the (k, d) centres.
@@ -34,14 +34,15 @@ def open_engine(config: Config, vectors: Vectors) -> Iterator[Engine]:
     BackendError
         If it is Spark and there is no Java for it, or Spark fails at any time while it is open.
     """
+    groups = declare(config.clustering.groups)
     if config.clustering.engine == "sklearn":
         from clustering.sklearn_engine import SklearnEngine
 
-        yield SklearnEngine(vectors)
+        yield SklearnEngine(vectors, groups)
         return
 
     from clustering.spark_engine import SparkEngine
     from core.spark import open_spark
 
     with open_spark(config.spark) as session:
-        yield SparkEngine(session, vectors)
+        yield SparkEngine(session, vectors, groups)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from clustering.space import Row, Slot, Vectors, layouts, stack, vector
+from clustering.space import Declared, Row, Slot, Vectors, layouts, stack, vector
 from core.errors import ConfigError, RecordError
 from core.jobs import Progress, Watch
 from core.names import digest
-from core.records import Track
+from core.records import Group, Track
 from core.store import Document, Store
 
 log = logging.getLogger(__name__)
@@ -63,15 +63,17 @@ def row_of(track: Document, slots: Mapping[str, Sequence[Slot]]) -> Row | None:
         return None
 
 
-def read_library(store: Store, feature_set: str, total: int, progress: Watch) -> Library:
-    """Read the clusterable tracks once; `total` is how many there are.
+def read_library(
+    store: Store, feature_set: str, groups: Iterable[Declared | Group], total: int, progress: Watch
+) -> Library:
+    """Read the clusterable tracks once, with the columns of some groups; `total` is how many there are.
 
     Raises
     ------
     ConfigError
         If none has a vector.
     """
-    slots, rows = layouts(), []
+    slots, rows = layouts(groups), []
     read: dict[str, int] = {}
     placed: dict[str, int] = {}
     for track in clusterable(store, feature_set, ["track_id", "rev", "features"]):

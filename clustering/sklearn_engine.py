@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from clustering.centres import EPSILON, MAX_ITERATIONS, means
-from clustering.space import GROUPS, Matrix, Vectors, fit_group, moments_by_block, transform
+from clustering.space import Declared, Matrix, Vectors, fit_group, moments_by_block, transform
 from core.records import Group
 
 
 class SklearnEngine:
     """Fits the space and the clusters of vectors in memory."""
 
-    def __init__(self, vectors: Vectors) -> None:
-        self._vectors = vectors
+    def __init__(self, vectors: Vectors, groups: Sequence[Declared]) -> None:
+        self._vectors, self._groups = vectors, groups
 
     def fit_space(self) -> list[Group]:
         """Fit every group; see `engine.Engine`."""
-        return [fit_group(declared, partial(moments_by_block, self._vectors[declared.name])) for declared in GROUPS]
+        return [fit_group(group, partial(moments_by_block, self._vectors[group.name])) for group in self._groups]
 
     def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
         """Run Lloyd's algorithm; see `engine.Engine`.

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from core.blocks import BLOCKS
+from core.config import Groups
 from core.errors import RecordError
 from core.records import Group
 
@@ -23,7 +25,6 @@ Vectors = dict[str, npt.NDArray[np.float32]]
 Row = dict[str, npt.NDArray[np.float32]]
 """Group name → (n_columns,): one track's vectors."""
 
-SEVEN = ("kurtosis", "max", "mean", "median", "min", "skew", "std")
 BLOCK_ROWS = 4096
 NULL_VARIANCE = 1e-12
 """Components below this share of a group's variance are rounding noise and left out."""
@@ -31,37 +32,15 @@ KEPT_OUT_BY = {"fluctuation": "no_rhythm"}
 """Block → the flag of tracks that lack it."""
 
 
-class Block(NamedTuple):
-    """A block of features: which of its statistics enter the space, each with `size` values."""
-
-    name: str
-    size: int
-    statistics: tuple[str, ...]
-
-
 class Declared(NamedTuple):
     """A group before it is fitted."""
 
     name: str
-    blocks: tuple[Block, ...]
+    columns: list[str]
+    """``block.statistic[i]``."""
     weight: float
     clip: float = 2.0
     n_components: int = 30
-
-
-GROUPS = (
-    Declared(
-        "timbre",
-        (
-            Block("mfcc", 20, SEVEN),
-            Block("spectral_contrast", 7, SEVEN),
-            Block("spectral_centroid", 1, SEVEN),
-            Block("mfcc_delta", 20, ("std", "mean_abs")),
-        ),
-        weight=1.0,
-    ),
-    Declared("rhythm", (Block("fluctuation", 256, ("median",)),), weight=0.5),
-)
 
 
 class Moments(NamedTuple):
@@ -82,22 +61,30 @@ class Slot(NamedTuple):
     size: int
 
 
-def columns(declared: Declared) -> list[str]:
-    """Return the names of a group's columns, ``block.statistic[i]``."""
-    return [f"{b.name}.{s}[{i}]" for b in declared.blocks for s in b.statistics for i in range(b.size)]
+def declare(groups: Groups) -> list[Declared]:
+    """Return the configured groups, those of weight 0 left out."""
+    return [
+        Declared(name, columns(group.blocks), group.weight, group.clip, group.components)
+        for name, group in groups
+        if group.weight
+    ]
+
+
+def columns(blocks: Sequence[str]) -> list[str]:
+    """Return the names of the values of some blocks, ``block.statistic[i]``."""
+    slots = ((block, statistic) for block in blocks for statistic in BLOCKS[block].statistics)
+    return [f"{block}.{statistic}[{i}]" for block, statistic in slots for i in range(BLOCKS[block].rows)]
 
 
 def layout(names: Sequence[str]) -> tuple[Slot, ...]:
-    """Return where columns named by `columns` are found in a track's features."""
+    """Return where columns named as by `columns` are found in a track's features."""
     runs = [(name.split("."), len(list(run))) for name, run in groupby(names, lambda name: name.partition("[")[0])]
     return tuple(Slot(block, statistic, size) for (block, statistic), size in runs)
 
 
-def layouts(space: Sequence[Group] | None = None) -> dict[str, tuple[Slot, ...]]:
-    """Return the layout of each group, of the declared ones where no fitted space is given."""
-    if space is None:
-        return {declared.name: layout(columns(declared)) for declared in GROUPS}
-    return {group.name: layout(group.columns) for group in space}
+def layouts(groups: Iterable[Declared | Group]) -> dict[str, tuple[Slot, ...]]:
+    """Return the layout of each group, declared or fitted."""
+    return {group.name: layout(group.columns) for group in groups}
 
 
 def vector(track: Mapping[str, Any], slots: Sequence[Slot]) -> npt.NDArray[np.float32]:
@@ -159,7 +146,7 @@ def fit_group(declared: Declared, moments_of: Callable[[Callable[[Matrix], Matri
         name=declared.name,
         weight=declared.weight,
         clip=declared.clip,
-        columns=columns(declared),
+        columns=declared.columns,
         mean=mean.tolist(),
         std=std.tolist(),
         pca_mean=clipped.mean.tolist(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyspark.sql.functions import col
 from pyspark.sql.types import ArrayType, FloatType, StructField, StructType
 
 from clustering.centres import EPSILON, MAX_ITERATIONS
-from clustering.space import GROUPS, Matrix, Moments, Vectors, coordinates, fit_group, merged, moments, present
+from clustering.space import Declared, Matrix, Moments, Vectors, coordinates, fit_group, merged, moments, present
 from core.records import Group
 
 Batches = Iterator[pa.RecordBatch]
@@ -28,12 +28,12 @@ MOMENTS = "n long, mean array<double>, scatter array<double>"
 class SparkEngine:
     """Fits the space and the clusters of vectors in a Spark session."""
 
-    def __init__(self, session: SparkSession, vectors: Vectors) -> None:
-        self.frame = rows(session, vectors)
+    def __init__(self, session: SparkSession, vectors: Vectors, groups: Sequence[Declared]) -> None:
+        self.frame, self._groups = rows(session, vectors), groups
 
     def fit_space(self) -> list[Group]:
         """Fit every group from moments gathered partition by partition; see `engine.Engine`."""
-        return [fit_group(declared, partial(gather, self.frame, declared.name)) for declared in GROUPS]
+        return [fit_group(group, partial(gather, self.frame, group.name)) for group in self._groups]
 
     def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
         """Run MLlib's KMeans from the given centres; see `engine.Engine`."""

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from core.blocks import BLOCKS, Profile
 from core.bus import DEAD_LETTER_DAYS, Topic
 from core.errors import ConfigError
 from core.names import Names, bare_url, digest
@@ -18,7 +19,6 @@ FEATURES_VERSION = 2
 """Raised when a number changes, so that vectors of two versions never meet in a matrix."""
 
 Join = Literal["auto", "id", "filename", "stem", "path"]
-Profile = Literal["default", "fma", "tempo"]
 
 
 class Section(BaseModel):
@@ -64,6 +64,51 @@ class Features(Section):
         return (profiles,) if isinstance(profiles, str) else profiles
 
 
+class Group(Section):
+    """One group of blocks in the clustering space; a weight of 0 leaves it out."""
+
+    blocks: tuple[str, ...]
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    components: Annotated[int, Field(ge=1, le=1000)] = 30
+    weight: Annotated[float, Field(ge=0, le=1000)]
+
+    @field_validator("blocks")
+    @classmethod
+    def _known(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [block for block in blocks if block not in BLOCKS]:
+            raise ValueError(f"{unknown[0]!r} is no block; known: {', '.join(BLOCKS)}")
+        if len(set(blocks)) < len(blocks) or not blocks:
+            raise ValueError("name at least one block, each once; `weight: 0` leaves a group out")
+        return blocks
+
+
+class Timbre(Group):
+    """The group of how it sounds."""
+
+    blocks: tuple[str, ...] = ("mfcc", "spectral_contrast", "spectral_centroid", "mfcc_delta")
+    weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
+
+
+class Rhythm(Group):
+    """The group of how it moves."""
+
+    blocks: tuple[str, ...] = ("fluctuation",)
+    weight: Annotated[float, Field(ge=0, le=1000)] = 0.5
+
+
+class Groups(Section):
+    """What spans the clustering space."""
+
+    timbre: Timbre = Timbre()
+    rhythm: Rhythm = Rhythm()
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not any(group.weight for _, group in self):
+            raise ValueError("give one of the groups a weight above 0")
+        return self
+
+
 class Clustering(Section):
     """How tracks are grouped."""
 
@@ -72,6 +117,7 @@ class Clustering(Section):
     random_state: Annotated[int, Field(ge=0, lt=2**31)] = 0
     n_init: Annotated[int, Field(ge=1, le=100)] = 10
     keep_runs: Annotated[int, Field(ge=1)] = 5
+    groups: Groups = Groups()
 
 
 class Topics(Section):

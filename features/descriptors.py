@@ -1,26 +1,28 @@
-"""What is measured of a track: the table of descriptors, and the profiles made of them.
+"""What is measured of a track: the table of descriptors.
 
 Every descriptor equals librosa 0.11 called with its defaults on the same samples. To add one: a function of `Frames`,
-a line in `DESCRIPTORS`, its name in a profile, a test whose answer follows from the definition.
+a line in `DESCRIPTORS`, its rows, statistics and profile in `core.blocks`, a test whose answer follows from the
+definition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import librosa
 import numpy as np
 from numba import njit
 
-from core.config import Profile
+from core.blocks import PROFILES, Profile
 from features import cqt, rhythm
 from features.spectrum import HOP, N_FFT, Array, Indices, Spectrum, spectrum, tuning, tuning_lines
-from features.statistics import SEVEN
 
 NEGATIVE = np.float32(-1e-10)
 """The float32 next below −1e-10, librosa's threshold: what lies above counts as positive."""
+
+Descriptor = Callable[["Frames"], Array]
+"""Frames → (n_rows, n_frames)."""
 
 
 class Frames:
@@ -183,51 +185,27 @@ def _crossings(y: Array, n_hops: int) -> tuple[Indices, Indices]:
     return counts, last
 
 
-class Descriptor(NamedTuple):
-    """A line of the table."""
-
-    function: Callable[[Frames], Array]
-    """Frames → (n_rows, n_frames)."""
-    statistics: tuple[str, ...] = SEVEN
-    """What is kept of each row."""
-
-
 DESCRIPTORS: dict[str, Descriptor] = {
-    "mfcc": Descriptor(mfcc),
-    "mfcc_delta": Descriptor(mfcc_delta, ("mean_abs", "std")),
-    "chroma_stft": Descriptor(chroma_stft),
-    "mel": Descriptor(mel, ("mean", "std")),
-    "spectral_contrast": Descriptor(spectral_contrast),
-    "spectral_centroid": Descriptor(spectral_centroid),
-    "spectral_bandwidth": Descriptor(spectral_bandwidth),
-    "spectral_rolloff": Descriptor(spectral_rolloff),
-    "spectral_flatness": Descriptor(spectral_flatness),
-    "zcr": Descriptor(zcr),
-    "rms": Descriptor(rms),
-    "fluctuation": Descriptor(lambda frames: rhythm.fluctuation(frames.mel, frames.sample_rate), ("median",)),
-    "chroma_cqt": Descriptor(lambda frames: cqt.chroma_cqt(frames.cqt)),
-    "chroma_cens": Descriptor(lambda frames: frames.chroma_cens),
-    "tonnetz": Descriptor(lambda frames: cqt.tonnetz(frames.chroma_cens)),
-    "tempo": Descriptor(lambda frames: frames.tempo, ("mean",)),
-    "onset_rate": Descriptor(lambda frames: rhythm.onset_rate(frames.onset_strength, frames.sample_rate), ("mean",)),
-    "beat_strength": Descriptor(
-        lambda frames: rhythm.beat_strength(frames.onset_strength, frames.sample_rate, frames.tempo), ("mean",)
-    ),
+    "mfcc": mfcc,
+    "mfcc_delta": mfcc_delta,
+    "chroma_stft": chroma_stft,
+    "mel": mel,
+    "spectral_contrast": spectral_contrast,
+    "spectral_centroid": spectral_centroid,
+    "spectral_bandwidth": spectral_bandwidth,
+    "spectral_rolloff": spectral_rolloff,
+    "spectral_flatness": spectral_flatness,
+    "zcr": zcr,
+    "rms": rms,
+    "fluctuation": lambda frames: rhythm.fluctuation(frames.mel, frames.sample_rate),
+    "chroma_cqt": lambda frames: cqt.chroma_cqt(frames.cqt),
+    "chroma_cens": lambda frames: frames.chroma_cens,
+    "tonnetz": lambda frames: cqt.tonnetz(frames.chroma_cens),
+    "tempo": lambda frames: frames.tempo,
+    "onset_rate": lambda frames: rhythm.onset_rate(frames.onset_strength, frames.sample_rate),
+    "beat_strength": lambda frames: rhythm.beat_strength(frames.onset_strength, frames.sample_rate, frames.tempo),
 }
-"""Every block that can be extracted; the name means the same number in every profile."""
-
-PROFILES: dict[Profile, tuple[str, ...]] = {
-    "default": (
-        "mfcc", "mfcc_delta", "chroma_stft", "mel", "spectral_contrast", "spectral_centroid", "spectral_bandwidth",
-        "spectral_rolloff", "spectral_flatness", "zcr", "rms", "fluctuation",
-    ),
-    "fma": (
-        "chroma_cens", "chroma_cqt", "chroma_stft", "mfcc", "rms", "spectral_bandwidth", "spectral_centroid",
-        "spectral_contrast", "spectral_rolloff", "tonnetz", "zcr",
-    ),
-    "tempo": ("tempo", "onset_rate", "beat_strength"),
-}  # fmt: skip
-"""The blocks of each profile; those of `fma`, with seven statistics each, are the 518 values of the FMA dataset."""
+"""How each block of `core.blocks.BLOCKS` is measured."""
 
 
 def blocks(profiles: Iterable[Profile]) -> dict[str, Descriptor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from core.blocks import BLOCKS
 from core.config import Config
 from core.records import Features
 from features.audio import decode
@@ -97,8 +98,8 @@ def describe(y: Samples, sample_rate: int, table: Mapping[str, Descriptor]) -> F
     """
     track = frames(y, sample_rate, _memory.spectrogram(1 + len(y) // HOP))
     return {
-        block: {name: _shortest(row) for name, row in summarize(function(track), statistics).items()}
-        for block, (function, statistics) in table.items()
+        block: {name: _shortest(row) for name, row in summarize(measure(track), BLOCKS[block].statistics).items()}
+        for block, measure in table.items()
     }
 
 

@@ -9,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from core.blocks import SEVEN
 from features.spectrum import IN_LANES
-
-SEVEN = ("kurtosis", "max", "mean", "median", "min", "skew", "std")
-"""What is kept of most descriptors."""
 
 Row = npt.NDArray[np.float64]
 
@@ -24,7 +22,7 @@ def summarize(values: npt.NDArray[np.floating[Any]], statistics: Sequence[str] =
     ----------
     values : (n_rows, n_frames)
     statistics : sequence of str
-        Names from `SEVEN`, or ``mean_abs``, the mean of the absolute value.
+        Names from `core.blocks.SEVEN`, or ``mean_abs``, the mean of the absolute value.
 
     Returns
     -------

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from clustering.space import GROUPS, Vectors, columns, layouts
-from core.config import Config
+from clustering.space import Vectors, declare, layouts
+from core.config import Config, Groups
 from core.records import Assignment, Features, Source, Track
 from core.store import Store
 
+GROUPS = declare(Groups())
 LATENT = 12
 
 
@@ -20,7 +21,7 @@ def vectors(n: int, kinds: int = 4, *, seed: int = 0, spread: float = 3.0) -> tu
     kind = np.arange(n) % kinds
     rows: Vectors = {}
     for declared in GROUPS:
-        width = len(columns(declared))
+        width = len(declared.columns)
         latent = (spread * rng.normal(size=(kinds, LATENT)))[kind] + rng.normal(size=(n, LATENT))
         values = latent @ rng.normal(size=(LATENT, width)) + rng.normal(size=(n, width))
         rows[declared.name] = (values * rng.uniform(0.1, 1000, size=width)).astype(np.float32)
@@ -30,7 +31,7 @@ def vectors(n: int, kinds: int = 4, *, seed: int = 0, spread: float = 3.0) -> tu
 def features(row: dict[str, np.ndarray]) -> Features:
     """Return one track's vectors as a record names them."""
     named: Features = {}
-    for name, slots in layouts().items():
+    for name, slots in layouts(GROUPS).items():
         ends = np.cumsum([slot.size for slot in slots])
         for slot, values in zip(slots, np.split(row[name], ends[:-1]), strict=True):
             named.setdefault(slot.block, {})[slot.statistic] = [float(value) for value in values.astype(float)]

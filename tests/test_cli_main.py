@@ -320,7 +320,7 @@ def test_blocks_that_the_clustering_needs_are_missed_before_anything_is_extracte
 ) -> None:
     (tmp_path / "config.yaml").write_text("features: {profiles: [fma]}\nclustering: {engine: sklearn}\n")
     for command in (("run", tones), ("cluster",)):
-        says(murmur("-q", *command), 2, "features.profiles", "mfcc_delta", "fluctuation", "[default, fma]")
+        says(murmur("-q", *command), 2, "clustering.groups.timbre", "mfcc_delta", "features.profiles", "[default, fma]")
 
 
 def test_a_group_does_not_lose_what_a_closed_pipe_did_not_take(murmur: Murmur, finished: Path) -> None:

@@ -102,8 +102,10 @@ def test_the_same_tracks_settings_and_seed_write_nothing(store: SQLiteStore) -> 
     assert store.count(Run) == 1
 
 
-@pytest.mark.parametrize("changed", [{"random_state": 1}, {"n_clusters": 4}, {"n_init": 3}])
-def test_another_setting_makes_another_run(store: SQLiteStore, changed: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"random_state": 1}, {"n_clusters": 4}, {"n_init": 3}, {"groups": {"rhythm": {"weight": 0.4}}}]
+)
+def test_another_setting_makes_another_run(store: SQLiteStore, changed: dict[str, object]) -> None:
     store.upsert(library.tracks(20))
     assert fit(store).run_id < fit(store, **changed).run_id
 
@@ -228,6 +230,36 @@ def test_tracks_without_rhythm_are_clustered_by_their_timbre(store: SQLiteStore)
     store.upsert(library.tracks(30, kinds=3, flags=["no_rhythm"]))
     report = fit(store, n_clusters=3)
     assert library.partition(library.assigned(store, report.run_id).values()) == library.partition(np.arange(30) % 3)
+
+
+def test_the_configured_blocks_span_the_space(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(30))
+    groups = {"timbre": {"blocks": ["spectral_contrast"], "components": 4}, "rhythm": {"weight": 0}}
+    (group,) = run_of(store, fit(store, groups=groups)).space
+    assert {column.partition(".")[0] for column in group.columns} == {"spectral_contrast"}
+    assert (group.name, len(group.components)) == ("timbre", 4)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "groups", "told"),
+    [
+        ("fma", {}, r"clustering.groups.timbre: needs mfcc_delta, .* \[fma\] .*; write \[default, fma\]"),
+        ("default", {"rhythm": {"blocks": ["tempo"]}}, r"clustering.groups.rhythm: needs tempo, .*\[default, tempo\]"),
+        ("tempo", {"timbre": {"blocks": ["tempo"]}, "rhythm": {"weight": 0}}, "copies: needs mfcc, "),
+    ],
+)
+def test_blocks_that_are_not_extracted_are_named_with_their_group(
+    store: SQLiteStore, profiles: str, groups: dict[str, object], told: str
+) -> None:
+    asked = parse_config({"features": {"profiles": profiles}, "clustering": {"engine": "sklearn", "groups": groups}})
+    with pytest.raises(ConfigError, match=told):
+        cluster.run(asked, store=store)
+
+
+def test_what_a_group_of_weight_0_names_need_not_be_extracted() -> None:
+    timbre = {"blocks": ["mfcc", "spectral_contrast"]}
+    groups = {"timbre": timbre, "rhythm": {"weight": 0}}
+    cluster.check(parse_config({"features": {"profiles": "fma"}, "clustering": {"groups": groups}}))
 
 
 class Killed(Exception):  # noqa: N818  # no error: what SIGKILL does

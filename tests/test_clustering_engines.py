@@ -21,6 +21,7 @@ from clustering.sklearn_engine import SklearnEngine
 from clustering.space import Vectors
 from core.config import Config, Spark, parse_config
 from core.errors import BackendError
+from core.records import Run
 from core.spark import java_version, open_spark
 from core.sqlite_store import SQLiteStore
 
@@ -46,11 +47,11 @@ def spark() -> Iterator[SparkSession]:
 @pytest.fixture(params=["sklearn", "spark"])
 def open_engine(request: pytest.FixtureRequest) -> Open:
     if request.param == "sklearn":
-        return SklearnEngine
+        return open_sklearn
     session = request.getfixturevalue("spark")
     from clustering.spark_engine import SparkEngine
 
-    return lambda vectors: SparkEngine(session, vectors)
+    return lambda vectors: SparkEngine(session, vectors, library.GROUPS)
 
 
 def test_the_space_has_unit_variance_and_is_that_of_the_definition(open_engine: Open) -> None:
@@ -110,9 +111,9 @@ def test_permuting_tracks_permutes_labels(open_engine: Open) -> None:
 @given(order=st.permutations(range(60)), seed=st.integers(0, 1000))
 def test_any_permutation_of_any_library_permutes_its_labels(order: list[int], seed: int) -> None:
     vectors, _ = library.vectors(60, seed=seed, spread=OVERLAPPING)
-    start = place(SklearnEngine, vectors)[:6]
-    labels = fit_labels(SklearnEngine, vectors, 6, start)
-    permuted = fit_labels(SklearnEngine, {name: rows[order] for name, rows in vectors.items()}, 6, start)
+    start = place(open_sklearn, vectors)[:6]
+    labels = fit_labels(open_sklearn, vectors, 6, start)
+    permuted = fit_labels(open_sklearn, {name: rows[order] for name, rows in vectors.items()}, 6, start)
     np.testing.assert_array_equal(permuted, labels[order])
 
 
@@ -134,7 +135,7 @@ def test_both_engines_find_the_same_space_and_partition(spark: SparkSession, see
 
     vectors, _ = library.vectors(400, seed=seed, spread=OVERLAPPING)
     vectors["rhythm"][::9] = np.nan
-    engines = SklearnEngine(vectors), SparkEngine(spark, vectors)
+    engines = open_sklearn(vectors), SparkEngine(spark, vectors, library.GROUPS)
     spaces = [engine.fit_space() for engine in engines]
     for one, other in zip(*spaces, strict=True):
         for field in ("mean", "std", "pca_mean", "components", "scale"):
@@ -154,7 +155,7 @@ def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, n_partiti
     from clustering.spark_engine import SparkEngine
 
     vectors, _ = library.vectors(150, spread=OVERLAPPING)
-    engine, scattered = SparkEngine(spark, vectors), SparkEngine(spark, vectors)
+    engine, scattered = SparkEngine(spark, vectors, library.GROUPS), SparkEngine(spark, vectors, library.GROUPS)
     scattered.frame = scattered.frame.repartition(n_partitions, "timbre")
     fitted = engine.fit_space()
     for one, other in zip(fitted, scattered.fit_space(), strict=True):
@@ -164,7 +165,7 @@ def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, n_partiti
 
 
 def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tmp_path: Path) -> None:
-    """And uses the session that is open, which stays open."""
+    """With groups other than the default, and uses the session that is open, which stays open."""
     tracks = library.tracks(60, kinds=5, spread=OVERLAPPING)
     found = []
     for engine in ("sklearn", "spark"):
@@ -172,6 +173,9 @@ def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tm
         store.upsert(tracks)
         report = cluster.run(config(engine), store=store)
         found.append(library.assigned(store, report.run_id))
+        run = store.get(Run, report.run_id)
+        assert run is not None
+        assert [len(group.components) for group in run.space] == [30, 5]
         store.close()
     assert found[0] == found[1]
     assert len(set(found[0].values())) == 5
@@ -186,8 +190,14 @@ def test_what_spark_says_of_an_error_is_one_line(spark: SparkSession) -> None:
         session.range(3).select("no_such_column").collect()
 
 
+def open_sklearn(vectors: Vectors) -> Engine:
+    return SklearnEngine(vectors, library.GROUPS)
+
+
 def config(engine: str) -> Config:
-    return parse_config({"clustering": {"engine": engine}, "spark": {"master": "local[2]"}})
+    rhythm = {"blocks": ["fluctuation", "spectral_centroid"], "clip": 3, "components": 5, "weight": 0.7}
+    clustering = {"engine": engine, "groups": {"rhythm": rhythm}}
+    return parse_config({"clustering": clustering, "spark": {"master": "local[2]"}})
 
 
 def place(open_engine: Open, vectors: Vectors) -> np.ndarray:

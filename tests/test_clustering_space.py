@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from clustering import space
-from clustering.space import GROUPS, Block, Declared, columns, fit_group, moments_by_block
+from clustering.space import Declared, declare, fit_group, moments_by_block
+from core.config import Groups
 from core.errors import RecordError
 from core.records import Group
 
-PAIR = Declared("pair", (Block("mfcc", 2, ("mean",)),), weight=1.0)
+PAIR = Declared("pair", ["mfcc.mean[0]", "mfcc.mean[1]"], weight=1.0)
 NO_RHYTHM = ["no_rhythm"]
 
 
@@ -25,21 +26,39 @@ def fit(X: np.ndarray, declared: Declared = PAIR) -> Group:
 
 
 def narrow(width: int, **changed: object) -> Declared:
-    return Declared("narrow", (Block("mfcc", width, ("mean",)),), weight=1.0)._replace(**changed)
+    return Declared("narrow", [f"mfcc.mean[{i}]" for i in range(width)], weight=1.0)._replace(**changed)
 
 
 def test_timbre_has_236_columns_and_rhythm_256() -> None:
-    timbre, rhythm = (columns(declared) for declared in GROUPS)
+    timbre, rhythm = (declared.columns for declared in library.GROUPS)
     assert (len(set(timbre)), len(set(rhythm))) == (236, 256)
     assert {"mfcc.kurtosis[0]", "mfcc.std[19]", "mfcc_delta.mean_abs[19]", "spectral_centroid.skew[0]"} < set(timbre)
     assert rhythm[255] == "fluctuation.median[255]"
 
 
+def test_a_group_of_weight_0_is_left_out() -> None:
+    found = declare(Groups.model_validate({"rhythm": {"weight": 0}}))
+    assert [one.name for one in found] == ["timbre"]
+
+
+def test_the_settings_of_a_group_are_those_of_its_fit() -> None:
+    timbre = {"blocks": ["chroma_stft", "rms"], "clip": 1, "components": 3, "weight": 2}
+    (declared, _) = declare(Groups.model_validate({"timbre": timbre}))
+    assert declared.columns[:2] == ["chroma_stft.kurtosis[0]", "chroma_stft.kurtosis[1]"]
+    assert len(declared.columns) == 7 * 13
+    X = np.random.default_rng(0).normal(size=(1000, 91)).astype(np.float32)
+    fitted = fit(X, declared)
+    assert (fitted.columns, fitted.clip, len(fitted.components)) == (declared.columns, 1.0, 3)
+    np.testing.assert_allclose(space.coordinates(fitted, X).var(axis=0).sum(), 4.0)
+    far = np.sign(X)
+    np.testing.assert_array_equal(space.coordinates(fitted, far * 10), space.coordinates(fitted, far * 20))
+
+
 def test_a_vector_holds_the_values_that_its_columns_name() -> None:
     named = library.tracks(1)[0].features
-    slots = space.layouts()["timbre"]
+    slots = space.layouts(library.GROUPS)["timbre"]
     row = space.vector({"track_id": "t", "features": named, "flags": []}, slots)
-    for name, value in zip(columns(GROUPS[0]), row, strict=True):
+    for name, value in zip(library.GROUPS[0].columns, row, strict=True):
         block, _, rest = name.partition(".")
         statistic, _, i = rest.rstrip("]").partition("[")
         assert value == np.float32(named[block][statistic][int(i)])
@@ -49,12 +68,12 @@ def test_a_vector_that_lacks_values_names_the_track_and_the_statistic() -> None:
     named = library.tracks(1)[0].features
     named["mfcc"]["skew"] = [0.0] * 13
     with pytest.raises(RecordError, match=r"track t7: mfcc.skew has 13 values instead of 20"):
-        space.vector({"track_id": "t7", "features": named, "flags": []}, space.layouts()["timbre"])
+        space.vector({"track_id": "t7", "features": named, "flags": []}, space.layouts(library.GROUPS)["timbre"])
 
 
 def test_a_track_without_rhythm_keeps_its_timbre() -> None:
     track = {"track_id": "t", "features": library.tracks(1)[0].features, "flags": NO_RHYTHM}
-    timbre, rhythm = (space.vector(track, slots) for slots in space.layouts().values())
+    timbre, rhythm = (space.vector(track, slots) for slots in space.layouts(library.GROUPS).values())
     assert np.isnan(rhythm).all()
     assert rhythm.shape == (256,)
     assert np.isfinite(timbre).all()
@@ -176,7 +195,7 @@ def test_a_space_is_the_same_after_json() -> None:
 
 
 def fit_all(vectors: space.Vectors) -> list[Group]:
-    return [fit_group(declared, partial(moments_by_block, vectors[declared.name])) for declared in GROUPS]
+    return [fit_group(declared, partial(moments_by_block, vectors[declared.name])) for declared in library.GROUPS]
 
 
 def assert_close(one: Group, other: Group) -> None:

@@ -14,6 +14,10 @@ from core.names import Names
 ROOT = Path(__file__).parent.parent
 
 
+def group(timbre: dict[str, Any], rhythm: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"clustering": {"groups": {"timbre": timbre, "rhythm": rhythm or {}}}}
+
+
 def test_the_documented_file_holds_every_key_with_its_default() -> None:
     tree = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
     assert parse_config(tree) == Config()
@@ -37,6 +41,12 @@ def test_a_store_and_a_bus_may_be_bare_urls() -> None:
 
 def test_a_profile_may_be_a_bare_name() -> None:
     assert parse_config({"features": {"profiles": "fma"}}) == parse_config({"features": {"profiles": ["fma"]}})
+
+
+def test_a_group_keeps_what_is_not_said_of_it() -> None:
+    groups = parse_config({"clustering": {"groups": {"rhythm": {"weight": 0.25}}}}).clustering.groups
+    assert groups.rhythm == Config().clustering.groups.rhythm.model_copy(update={"weight": 0.25})
+    assert groups.timbre == Config().clustering.groups.timbre
 
 
 def test_topics_are_declared_with_the_configured_partitions_and_the_one_of_the_runs_with_one() -> None:
@@ -73,6 +83,15 @@ def test_variables_are_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"memory": "511MiB"}, ["memory: '511MiB'", "512MiB"]),
         ({"features": {"profiles": []}}, ["features.profiles: an empty list is not valid: write [default]"]),
         ({"features": {"profiles": "fmq"}}, ["features.profiles", "'fmq'", "'fma'"]),
+        ({"clustering": {"groups": {"rythm": {}}}}, ["clustering.groups.rythm", "did you mean 'rhythm'"]),
+        ({"clustering": {"groups": {"rhythm": {"wait": 1}}}}, ["clustering.groups.rhythm.wait", "'weight'"]),
+        (group({"weight": -1}), ["clustering.groups.timbre.weight", "-1", "greater than or equal to 0"]),
+        (group({"clip": 0}), ["clustering.groups.timbre.clip", "0", "greater than 0"]),
+        (group({"components": 0}), ["clustering.groups.timbre.components", "0", "greater than or equal to 1"]),
+        (group({"blocks": ["mfcc", "mfc"]}), ["clustering.groups.timbre.blocks", "'mfc' is no block", "mfcc_delta"]),
+        (group({"blocks": ["mfcc", "mfcc"]}), ["clustering.groups.timbre.blocks", "each once"]),
+        (group({"blocks": []}), ["clustering.groups.timbre.blocks", "at least one block"]),
+        (group({"weight": 0}, {"weight": 0}), ["clustering.groups", "one of the groups a weight above 0"]),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key_and_value(tree: dict[str, Any], words: list[str]) -> None:

@@ -21,18 +21,17 @@ import soundfile
 from hypothesis import strategies as st
 
 import features
+from core.blocks import BLOCKS, PROFILES
 from core.config import FEATURES_VERSION, Config, parse_config
 from core.errors import AudioError
 from features.audio import decode
-from features.descriptors import DESCRIPTORS, PROFILES, blocks
+from features.descriptors import blocks
 from features.extraction import describe, flags
 from features.mono import Audio
 
 SR = 22_050
 EVERYTHING = parse_config({"features": {"profiles": list(PROFILES)}})
 GOLDEN = Path(__file__).with_name("golden_features.json")
-ROWS = {"mfcc": 20, "mfcc_delta": 20, "chroma_stft": 12, "mel": 128, "spectral_contrast": 7, "fluctuation": 256}
-ROWS |= {"chroma_cqt": 12, "chroma_cens": 12, "tonnetz": 6}
 
 
 def music(seconds=8.0, sr=44_100):
@@ -58,9 +57,9 @@ def assert_complete(found, profiles=("default",)):
     """Every block, statistic and row is there, finite, and a float32 in shortest decimal form."""
     assert list(found) == list(blocks(profiles))
     for block, statistics in found.items():
-        assert tuple(statistics) == DESCRIPTORS[block].statistics
+        assert tuple(statistics) == BLOCKS[block].statistics
         for values in statistics.values():
-            assert len(values) == ROWS.get(block, 1)
+            assert len(values) == BLOCKS[block].rows
             assert all(type(value) is float and math.isfinite(value) for value in values)
             assert all(repr(value) == repr(float(str(np.float32(value)))) for value in values)
 

@@ -9,7 +9,8 @@ import scipy.stats
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from features.statistics import SEVEN, summarize
+from core.blocks import SEVEN
+from features.statistics import summarize
 
 PLAIN = {
     "kurtosis": lambda x: scipy.stats.kurtosis(x, axis=1),
