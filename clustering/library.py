@@ -27,6 +27,8 @@ class Library:
     revs: dict[str, int]
     """Track id → its revision, of the tracks that have a row."""
     vectors: Vectors
+    metadata: list[Document]
+    """What was asked for of each row's track."""
     input_digest: str
     unreadable: int
     """Tracks left out because their features do not fit this version."""
@@ -64,7 +66,13 @@ def row_of(track: Document, slots: Mapping[str, Sequence[Slot]]) -> Row | None:
 
 
 def read_library(
-    store: Store, feature_set: str, groups: Iterable[Declared | Group], total: int, progress: Watch
+    store: Store,
+    feature_set: str,
+    groups: Iterable[Declared | Group],
+    total: int,
+    progress: Watch,
+    *,
+    fields: Sequence[str] = (),
 ) -> Library:
     """Read the clusterable tracks once, with the columns of some groups; `total` is how many there are.
 
@@ -73,17 +81,18 @@ def read_library(
     ConfigError
         If none has a vector.
     """
-    slots, rows = layouts(groups), []
+    slots, rows, metadata = layouts(groups), [], []
     read: dict[str, int] = {}
     placed: dict[str, int] = {}
-    for track in clusterable(store, feature_set, ["track_id", "rev", "features"]):
+    for track in clusterable(store, feature_set, ["track_id", "rev", "features", *fields]):
         read[track["track_id"]] = track["rev"]
         if row := row_of(track, slots):
             placed[track["track_id"]] = track["rev"]
             rows.append(row)
+            metadata.append({field: track[field] for field in fields})
         if len(read) % TELL_EVERY == 0 and len(read) < total:
             progress(Progress("read", len(read), total, len(read) - len(placed)))
     if not placed:
         raise ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")
     progress(Progress("read", len(read), len(read), len(read) - len(placed)))
-    return Library(placed, stack(rows), digest_of(read), len(read) - len(placed))
+    return Library(placed, stack(rows), metadata, digest_of(read), len(read) - len(placed))
