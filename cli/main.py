@@ -255,6 +255,24 @@ def clusters(context: typer.Context, as_json: Json = False) -> None:
 
 
 @app.command()
+def evaluate(
+    context: typer.Context,
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="genre, artist, album, year, or a column of the CSV.")],
+    tried: Annotated[
+        list[str] | None,
+        typer.Option("--try", metavar="KEY=VALUE", help="Fit anew with this setting; may be repeated: a grid."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how well the space agrees with a column of the catalogue."""
+    from clustering.evaluate import evaluate as measure
+
+    with _read_store(context) as store, _watched(context) as watch:
+        found = measure(_config(context), label, tried or (), store=store, progress=watch)
+    show.evaluation(found, as_json=as_json)
+
+
+@app.command()
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Show counts, lag, failures, the last run and the size."""
     from cli.status import status as look

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from cli.doctor import Check
     from cli.pipeline import Outcome
+    from clustering.evaluate import Evaluated, Evaluation
+    from clustering.measures import Accuracy
     from clustering.overview import Overview
     from clustering.similar import Similar
     from core.jobs import Progress, Report, Watch
@@ -133,6 +135,27 @@ def clusters(found: Iterable[Overview], *, as_json: bool) -> None:
         return
     rows = [(one.cluster_id, str(one.size), _shares(one), "; ".join(one.typical), one.topic) for one in found]
     _table(("cluster", "tracks", "genres", "most typical", "topic"), rows, right=("tracks",))
+
+
+def evaluation(found: Evaluation, *, as_json: bool) -> None:
+    """Print what was compared, and a row for each space."""
+    if as_json:
+        _json(dataclasses.asdict(found))
+        return
+    text(
+        f"{found.label}: {found.tracks:,} tracks of {found.classes:,} classes; left out: {found.small_tracks:,} tracks "
+        f"of {found.small_classes:,} classes under 5, {found.unlabelled:,} without a value"
+    )
+    first = found.settings[0]
+    text(f"all neighbours: n = {first.neighbours.n:,}, majority share {first.neighbours.majority:.3f}")
+    if first.apart:
+        text(
+            f"* none of the same {' or '.join(found.apart)}: n = {first.apart.n:,}, "
+            f"majority share {first.apart.majority:.3f}"
+        )
+    accuracies = ("1-NN", "5-NN", "1-NN*", "5-NN*")
+    columns = ("setting", "K", *accuracies, "purity (chance)", "NMI (chance)", "ARI", "most lists", "in none")
+    _table(columns, [_evaluated(one) for one in found.settings], right=columns[1:])
 
 
 def similar(found: Iterable[Similar], *, as_json: bool) -> None:
@@ -334,6 +357,26 @@ def _shares(one: Overview) -> str:
     named = sum(one.genres.values())
     top = sorted(one.genres.items(), key=lambda item: (-item[1], item[0]))[:3]
     return ", ".join(f"{genre} {count / named:.0%}" for genre, count in top)
+
+
+def _evaluated(one: Evaluated) -> tuple[str, ...]:
+    return (
+        one.setting.replace("clustering.", "").replace("groups.", ""),
+        str(one.n_clusters),
+        *_accuracies(one.neighbours),
+        *_accuracies(one.apart),
+        f"{one.purity:.3f} ({one.purity_chance:.3f})",
+        f"{one.nmi:.3f} ({one.nmi_chance:.3f})",
+        f"{one.ari:.3f}",
+        str(one.most_lists),
+        f"{one.never_listed:.1%}",
+    )
+
+
+def _accuracies(found: Accuracy | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    return f"{found.nn1:.3f} ± {found.nn1_error:.3f}", f"{found.nn5:.3f} ± {found.nn5_error:.3f}"
 
 
 def _neighbours(member: Member) -> str:

@@ -315,6 +315,11 @@ def test_the_feature_matrix_is_exported_with_the_report_of_a_job(murmur: Murmur,
     says(murmur("export", "features", "features.xlsx"), 2, "features.xlsx", ".parquet")
 
 
+def test_a_column_that_no_track_has_is_one_line(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    says(murmur("-q", "evaluate", "--label", "genre"), 2, "--label genre", "the catalogue has no columns")
+
+
 def test_blocks_that_the_clustering_needs_are_missed_before_anything_is_extracted(
     murmur: Murmur, tones: Path, tmp_path: Path
 ) -> None:

@@ -166,6 +166,17 @@ def test_copies_of_a_real_recording_are_one_result_unless_asked(recordings: Path
     assert len(found) == len({result["title"] for result in found}) == 13
 
 
+def test_the_space_tells_speech_from_field_recordings(recordings: Path) -> None:
+    """The two genres of five recordings or more: the nearest is the other encoding, so of the same genre."""
+    found = json.loads(murmur("evaluate", "--label", "genre", "--json", cwd=recordings))
+    assert (found["tracks"], found["classes"], found["small_tracks"]) == (12, 2, 16)
+    (one,) = found["settings"]
+    assert one["neighbours"]["nn1"] == 1.0
+    assert 0.5 < one["apart"]["nn1"] <= one["neighbours"]["nn1"]
+    assert one["purity"] > one["purity_chance"]
+    assert one["nmi"] > one["nmi_chance"]
+
+
 def test_a_bad_file_does_not_keep_the_others_from_being_clustered(library: Path, tmp_path: Path) -> None:
     shutil.copytree(library, tmp_path / "music")
     (tmp_path / "music" / "broken.mp3").write_text("These are words, not audio. " * 100)
