@@ -245,12 +245,22 @@ def similar(
 
 
 @app.command()
-def clusters(context: typer.Context, as_json: Json = False) -> None:
+def clusters(
+    context: typer.Context,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Draw them too: a map, sizes, quality; .png, .pdf or .svg.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show the clusters of the run in force."""
     from clustering.overview import overview
     from core.names import Names
 
-    with _read_store(context) as store:
+    with _read_store(context) as store, _watched(context) as watch:
+        if plot:
+            from clustering import plot as picture
+
+            picture.plot(store, plot, watch)
         show.clusters(overview(store, Names(_config(context).topics.prefix)), as_json=as_json)
 
 

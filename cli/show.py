@@ -133,8 +133,10 @@ def clusters(found: Iterable[Overview], *, as_json: bool) -> None:
     if as_json:
         _json([dataclasses.asdict(one) for one in found])
         return
-    rows = [(one.cluster_id, str(one.size), _shares(one), "; ".join(one.typical), one.topic) for one in found]
-    _table(("cluster", "tracks", "genres", "most typical", "topic"), rows, right=("tracks",))
+    rows = [
+        (one.cluster_id, str(one.size), _sounds(one), _shares(one), "; ".join(one.typical), one.topic) for one in found
+    ]
+    _table(("cluster", "tracks", "sounds", "genres", "most typical", "topic"), rows, right=("tracks",))
 
 
 def evaluation(found: Evaluation, *, as_json: bool) -> None:
@@ -353,10 +355,19 @@ def _folders(paths: Iterable[str]) -> list[str]:
     return own if common in ("", os.sep) else [common]
 
 
+def _sounds(one: Overview) -> str:
+    heard = one.description["sounds"] if one.description else []
+    said = [f"{sound['word']} {sound['deviation']:+.1f}σ" for sound in heard if sound["word"]]
+    return ", ".join(said) or ("close to the average" if one.description else "")
+
+
 def _shares(one: Overview) -> str:
     named = sum(one.genres.values())
-    top = sorted(one.genres.items(), key=lambda item: (-item[1], item[0]))[:3]
-    return ", ".join(f"{genre} {count / named:.0%}" for genre, count in top)
+    lifts = {over["genre"]: over["lift"] for over in one.description["genres"]} if one.description else {}
+    top = sorted(one.genres.items(), key=lambda item: (-lifts.get(item[0], 0.0), -item[1], item[0]))[:3]
+    return ", ".join(
+        f"{genre} {count / named:.0%}" + (f" (×{lifts[genre]:.1f})" if genre in lifts else "") for genre, count in top
+    )
 
 
 def _evaluated(one: Evaluated) -> tuple[str, ...]:

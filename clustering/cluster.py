@@ -12,6 +12,7 @@ import numpy as np
 
 from clustering.assign import Labels, assign, distances_to, nearest, neighbours, score
 from clustering.centres import SAMPLE_ROWS, choose_n_clusters, count_distinct, means, start_centres
+from clustering.describe import describe
 from clustering.engine import open_engine
 from clustering.identity import identify, number
 from clustering.library import Library, current_revs, digest_of, read_library
@@ -29,6 +30,8 @@ from core.store import Store
 log = logging.getLogger(__name__)
 
 BATCH = 500
+METADATA = ("track_id", "title", "artist", "genre")
+"""What the descriptions need of a track."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,8 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
         log.info("%s is up to date: same tracks, settings and seed", latest.run_id)
         new, written, unreadable = latest, 0, len(revs) - latest.n_tracks
     else:
-        library = read_library(
-            store, config.feature_set, declare(config.clustering.groups), len(revs), progress, fields=("genre",)
-        )
+        groups = declare(config.clustering.groups)
+        library = read_library(store, config.feature_set, groups, len(revs), progress, fields=METADATA)
         fitted = fit(config, library, progress)
         new = describe_run(config, store, library, fitted, settings, former=run_in_force(store) or latest)
         unreadable = library.unreadable
@@ -149,6 +151,7 @@ def describe_run(
     ids = identify(library.track_ids, fitted.labels, _members(store, former), highest)
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
     distances = distances_to(fitted.X, fitted.centres[fitted.labels])
+    descriptions = describe(fitted.labels, distances, library.sounds, library.metadata)
     run_id, now = next_run_id(store, f"{library.input_digest} {settings}")
     return Run(
         rev=next_rev(),
@@ -169,6 +172,7 @@ def describe_run(
                 size=int(np.sum(fitted.labels == label)),
                 radius=float(np.median(distances[fitted.labels == label])),
                 centre=fitted.centres[label].tolist(),
+                description=descriptions[label],
             )
             for label in order
         ],

@@ -6,7 +6,10 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from clustering.space import Declared, Row, Slot, Vectors, layouts, stack, vector
+import numpy as np
+
+from clustering.describe import sounds
+from clustering.space import Declared, Matrix, Row, Slot, Vectors, layouts, stack, vector
 from core.errors import ConfigError, RecordError
 from core.jobs import Progress, Watch
 from core.names import digest
@@ -27,6 +30,8 @@ class Library:
     revs: dict[str, int]
     """Track id → its revision, of the tracks that have a row."""
     vectors: Vectors
+    sounds: Matrix
+    """(n, n_scales), from `describe.sounds`."""
     metadata: list[Document]
     """What was asked for of each row's track."""
     input_digest: str
@@ -81,7 +86,7 @@ def read_library(
     ConfigError
         If none has a vector.
     """
-    slots, rows, metadata = layouts(groups), [], []
+    slots, rows, heard, metadata = layouts(groups), [], [], []
     read: dict[str, int] = {}
     placed: dict[str, int] = {}
     for track in clusterable(store, feature_set, ["track_id", "rev", "features", *fields]):
@@ -89,10 +94,11 @@ def read_library(
         if row := row_of(track, slots):
             placed[track["track_id"]] = track["rev"]
             rows.append(row)
+            heard.append(sounds(track["features"]))
             metadata.append({field: track[field] for field in fields})
         if len(read) % TELL_EVERY == 0 and len(read) < total:
             progress(Progress("read", len(read), total, len(read) - len(placed)))
     if not placed:
         raise ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")
     progress(Progress("read", len(read), len(read), len(read) - len(placed)))
-    return Library(placed, stack(rows), metadata, digest_of(read), len(read) - len(placed))
+    return Library(placed, stack(rows), np.array(heard), metadata, digest_of(read), len(read) - len(placed))

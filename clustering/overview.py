@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 from clustering.runs import require_run_in_force
 from core.names import Names
-from core.records import Assignment, Track
+from core.records import Assignment, Description, Track
 from core.store import Document, Store
 
 TYPICAL = 3
@@ -28,6 +29,8 @@ class Overview:
     typical_id: str
     """The `track_id` of the nearest of them."""
     topic: str
+    description: dict[str, Any] | None
+    """As in the run; None in a run of an older version."""
 
 
 def overview(store: Store, names: Names) -> list[Overview]:
@@ -46,14 +49,21 @@ def overview(store: Store, names: Names) -> list[Overview]:
     members: dict[str, list[tuple[float, str]]] = {cluster.cluster_id: [] for cluster in run.clusters}
     for found in store.scan(Assignment, fields=("cluster_id", "distance", "track_id"), prefix=f"{run.run_id}/"):
         members[found["cluster_id"]].append((found["distance"], found["track_id"]))
+    descriptions = {one.cluster_id: one.description for one in run.clusters}
     return [
-        _overview(cluster_id, sorted(near), tracks, names.cluster(cluster_id))
+        _overview(cluster_id, sorted(near), tracks, names.cluster(cluster_id), descriptions[cluster_id])
         for cluster_id, near in sorted(members.items())
         if near
     ]
 
 
-def _overview(cluster_id: str, near: list[tuple[float, str]], tracks: dict[str, Document], topic: str) -> Overview:
+def _overview(
+    cluster_id: str,
+    near: list[tuple[float, str]],
+    tracks: dict[str, Document],
+    topic: str,
+    description: Description | None,
+) -> Overview:
     members = [tracks[track_id] for _, track_id in near if track_id in tracks]
     return Overview(
         cluster_id=cluster_id,
@@ -62,6 +72,7 @@ def _overview(cluster_id: str, near: list[tuple[float, str]], tracks: dict[str, 
         typical=list(dict.fromkeys(map(title, members)))[:TYPICAL],
         typical_id=near[0][1],
         topic=topic,
+        description=description.model_dump() if description else None,
     )
 
 

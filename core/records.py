@@ -186,6 +186,54 @@ class Group(Value):
     """Divisor that gives the group unit total variance."""
 
 
+class Typical(Value):
+    """A track near the centre of a cluster."""
+
+    track_id: str
+    title: str | None = None
+    artist: str | None = None
+
+
+class OverRepresented(Value):
+    """A genre that a cluster has more of than chance allows; tracks without a genre do not count."""
+
+    genre: str
+    tracks: int
+    share: Finite
+    """Of the cluster."""
+    lift: Finite
+    """`share` over the genre's share of the library."""
+    p: Finite
+    """Probability that a draw of the cluster's size has so many of them (hypergeometric)."""
+
+
+class Sound(Value):
+    """Where a cluster is on a scale that listeners have words for."""
+
+    scale: str
+    """The descriptor."""
+    mean: Finite
+    """Of the members."""
+    library_mean: Finite
+    deviation: Finite
+    """Of the two means, in standard deviations of the library."""
+    word: str | None = None
+    """Of at most three scales that deviate by half a standard deviation or more."""
+
+
+class Description(Value):
+    """What a cluster is, made from data."""
+
+    text: str
+    """The words, or ``close to the average``; then the genres."""
+    typical: list[Typical]
+    """The nearest to the centre first."""
+    genres: list[OverRepresented]
+    """The highest lift first."""
+    sounds: list[Sound]
+    """The farthest from the library first."""
+
+
 class Cluster(Value):
     """One cluster of a run."""
 
@@ -194,6 +242,7 @@ class Cluster(Value):
     radius: Finite
     """Median distance of the members to the centre."""
     centre: list[Finite]
+    description: Description | None = None
     """(n_dimensions,) in the fitted space."""
 
 
@@ -321,6 +370,8 @@ class PublishedRun(Value):
     sizes: dict[str, Int64]
     """Cluster id → number of members."""
     metrics: dict[str, Finite]
+    descriptions: dict[str, Description] = {}
+    """Cluster id → what the cluster is."""
     published: bool = False
     offsets: dict[str, dict[str, Int64]] = {}
     """Topic → partition → offset up to which it must be read for a consistent view."""

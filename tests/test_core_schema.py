@@ -14,6 +14,7 @@ TEXT = (ROOT / "docs" / "schema.md").read_text("utf-8")
 KINDS = [
     records.Track, records.Source, records.File, records.Failure, records.Run, records.Group, records.Cluster,
     records.Assignment, records.RunInForce, records.Member, records.LedgerEntry, records.PublishedRun,
+    records.Description, records.OverRepresented, records.Sound,
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from core.store import Document, Store
 
 ROOT = Path(__file__).parent.parent
 AUDIO = os.environ.get("MURMUR_TEST_AUDIO")
+FLATNESS = "spectral_flatness.mean"
 VARYING = {"rev", "track_rev", "run_id", "since_run", "input_digest", "created_at"}
 """Fields that differ between two runs over the same library."""
 
@@ -95,6 +96,21 @@ def test_a_subscriber_gets_each_member_with_metadata_score_and_neighbours(embedd
             assert len(member["neighbours"]) == 10
             assert member["track_id"] not in {near["track_id"] for near in member["neighbours"]}
             assert str(embedded.parent) not in json.dumps(member)
+
+
+def test_the_runs_topic_and_the_command_say_what_each_cluster_is(embedded: Path) -> None:
+    """Each kind is a cluster of 10 of the 40 tracks, so that its genre is four times as frequent there."""
+    with closing(open_bus(f"sqlite:///{embedded}/murmur.db", create=False)) as bus:
+        values = [json.loads(message.value or b"") for message in read_to_end(bus, ["clusters.runs.v1"])]
+    descriptions = next(value["descriptions"] for value in values if value.get("published"))
+    shown = json.loads(murmur("clusters", "--plot", "map.png", "--json", cwd=embedded))
+    assert {one["cluster_id"]: one["description"] for one in shown} == descriptions
+    assert {(genre["tracks"], genre["lift"]) for one in descriptions.values() for genre in one["genres"]} == {(10, 4)}
+    assert {one["text"].rpartition("; ")[2] for one in descriptions.values()} == {"drums", "bells", "surf", "strings"}
+    noisiest = max(descriptions.values(), key=lambda one: {s["scale"]: s for s in one["sounds"]}[FLATNESS]["mean"])
+    assert "noisy" in noisiest["text"]
+    assert noisiest["text"].endswith("surf")
+    assert (embedded / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_group_hears_of_each_member_once(embedded: Path) -> None:

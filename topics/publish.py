@@ -180,6 +180,7 @@ def _published(latest: Run, ends: Offsets | None = None) -> PublishedRun:
             include={"run_id", "created_at", "engine", "feature_set", "n_clusters", "n_tracks", "metrics"}
         ),
         sizes={cluster.cluster_id: cluster.size for cluster in latest.clusters},
+        descriptions={one.cluster_id: one.description for one in latest.clusters if one.description},
         published=ends is not None,
         offsets=offsets,
     )
