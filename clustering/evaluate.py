@@ -96,8 +96,10 @@ def evaluate(
     ConfigError
         If there is no such column, key or value, no two classes of 5 tracks, or no run.
     """
-    found = list(_tried(config, label, tried, store, progress) if tried else _current(config, label, store, progress))
-    known = found[0][0].classes
+    spaces = _tried(config, label, tried, store, progress) if tried else _current(config, label, store, progress)
+    found = []
+    for known, evaluated in spaces:  # noqa: B007  # the same of each space
+        found.append(evaluated)
     return Evaluation(
         label=label,
         tracks=int((known.codes >= 0).sum()),
@@ -106,7 +108,7 @@ def evaluate(
         small_tracks=known.small_tracks,
         unlabelled=known.unlabelled,
         apart=_apart(label),
-        settings=[evaluated for _, evaluated in found],
+        settings=found,
     )
 
 
@@ -153,19 +155,19 @@ def _put(tree: dict[str, Any], keys: Sequence[str], text: str) -> None:
         raise ConfigError(f"--try {'.'.join(keys)}={text}: the value is not YAML") from error
 
 
-def _current(config: Config, label: str, store: Store, progress: Watch) -> Iterator[tuple[Labelled, Evaluated]]:
+def _current(config: Config, label: str, store: Store, progress: Watch) -> Iterator[tuple[Classes, Evaluated]]:
     current = run_in_force(store) or latest_run(store)
     if current is None:
         raise ConfigError(f"{store.url}: no clusters yet; run `murmur cluster` first, or say what to --try")
     found = _read(store, current.feature_set, current.space, label, progress)
     X = transform(current.space, found.library.vectors)
     labels = assign(current.clusters, X).labels
-    yield found, _evaluate(current.run_id, found, X, labels, config.clustering.random_state)
+    yield found.classes, _evaluate(current.run_id, found, X, labels, config.clustering.random_state)
 
 
 def _tried(
     config: Config, label: str, tried: Sequence[str], store: Store, progress: Watch
-) -> Iterator[tuple[Labelled, Evaluated]]:
+) -> Iterator[tuple[Classes, Evaluated]]:
     settings = list(grid(config, tried))
     layout, found = None, None
     for done, (name, setting) in enumerate(settings):
@@ -173,7 +175,7 @@ def _tried(
         if found is None or layout != layouts(groups):
             layout, found = layouts(groups), _read(store, config.feature_set, groups, label, progress)
         fitted = fit(setting, found.library)
-        yield found, _evaluate(name, found, fitted.X, fitted.labels, setting.clustering.random_state)
+        yield found.classes, _evaluate(name, found, fitted.X, fitted.labels, setting.clustering.random_state)
         progress(Progress("evaluate", done + 1, len(settings)))
 
 

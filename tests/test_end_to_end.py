@@ -98,6 +98,14 @@ def test_a_subscriber_gets_each_member_with_metadata_score_and_neighbours(embedd
             assert str(embedded.parent) not in json.dumps(member)
 
 
+def test_the_kinds_of_the_library_are_found_without_the_help_of_the_artist(embedded: Path) -> None:
+    counts, _, filtered, *table = murmur("evaluate", "--label", "genre", cwd=embedded).splitlines()
+    assert counts.startswith("genre: 40 tracks of 4 classes; left out: 0 tracks")
+    assert filtered == "* none of the same artist or album: n = 40, majority share 0.250"
+    assert table[0].split()[:6] == ["setting", "K", "1-NN", "5-NN", "1-NN*", "5-NN*"]
+    assert table[-1].count("1.000 ± 0.000") >= 2
+
+
 def test_the_runs_topic_and_the_command_say_what_each_cluster_is(embedded: Path) -> None:
     """Each kind is a cluster of 10 of the 40 tracks, so that its genre is four times as frequent there."""
     with closing(open_bus(f"sqlite:///{embedded}/murmur.db", create=False)) as bus:
