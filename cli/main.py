@@ -173,13 +173,22 @@ def load(
 
 
 @app.command()
-def cluster(context: typer.Context, clusters: Clusters = None, engine: Engine = None, as_json: Json = False) -> None:
+def cluster(
+    context: typer.Context,
+    clusters: Clusters = None,
+    engine: Engine = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of from the former clusters.")] = False,
+    like: Annotated[str | None, typer.Option(metavar="RUN", help="Repeat a run: its space, start and seed.")] = None,
+    as_json: Json = False,
+) -> None:
     """Group the tracks in the store; publish makes it known."""
     from clustering import cluster as job
 
+    if like and (fresh or clusters):
+        raise ConfigError(f"--like {like}: it settles the start and the number of clusters; leave out the other option")
     config = _config(context, n_clusters=clusters, engine=engine)
-    with _opened(config) as (store, _), _watched(context) as watch:
-        report = job.run(config, store=store, progress=watch)
+    with _opened(config) as (store, bus), _watched(context) as watch:
+        report = job.run(config, store=store, bus=bus, fresh=fresh, like=like, progress=watch)
     show.report("cluster", report, as_json=as_json)
 
 
@@ -247,21 +256,33 @@ def similar(
 @app.command()
 def clusters(
     context: typer.Context,
+    history: Annotated[bool, typer.Option("--history", help="Show what became of the clusters, run by run.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Show what moved between two runs.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Draw them too: a map, sizes, quality; .png, .pdf or .svg.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the clusters of the run in force."""
+    from clustering import history as past
     from clustering.overview import overview
     from core.names import Names
 
+    if bool(history) + bool(compare) + bool(plot) > 1:
+        raise ConfigError("clusters: --history, --compare or --plot, one at a time")
     with _read_store(context) as store, _watched(context) as watch:
-        if plot:
-            from clustering import plot as picture
+        if history:
+            show.history(past.history(store), as_json=as_json)
+        elif compare:
+            show.comparison(past.compare(store, *compare), as_json=as_json)
+        else:
+            if plot:
+                from clustering import plot as picture
 
-            picture.plot(store, plot, watch)
-        show.clusters(overview(store, Names(_config(context).topics.prefix)), as_json=as_json)
+                picture.plot(store, plot, watch)
+            show.clusters(overview(store, Names(_config(context).topics.prefix)), as_json=as_json)
 
 
 @app.command()

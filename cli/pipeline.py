@@ -43,7 +43,7 @@ def run_all(
     reports: dict[str, Report] = {
         "extract": extracted,
         "load": load.run(config, store=store, bus=bus, progress=progress),
-        "cluster": cluster.run(config, store=store, progress=progress),
+        "cluster": cluster.run(config, store=store, bus=bus, progress=progress),
         "publish": publish.run(config, store=store, bus=bus, progress=progress),
     }
     return Outcome(extracted, reports, overview(store, Names(config.topics.prefix)))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cli.doctor import Check
     from cli.pipeline import Outcome
     from clustering.evaluate import Evaluated, Evaluation
+    from clustering.history import Comparison
     from clustering.measures import Accuracy
     from clustering.overview import Overview
     from clustering.similar import Similar
@@ -158,6 +159,32 @@ def evaluation(found: Evaluation, *, as_json: bool) -> None:
     accuracies = ("1-NN", "5-NN", "1-NN*", "5-NN*")
     columns = ("setting", "K", *accuracies, "purity (chance)", "NMI (chance)", "ARI", "most lists", "in none")
     _table(columns, [_evaluated(one) for one in found.settings], right=columns[1:])
+
+
+def history(found: Iterable[Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print a row for each run, the oldest first."""
+    found = list(found)
+    if as_json:
+        _json(found)
+    elif not found:
+        text("no runs yet")
+    else:
+        counts = ("n_tracks", "joined", "left", "moved", "n_clusters")
+        rows = [(one["run_id"], *(f"{one[name]:,}" for name in counts), _lineage(one)) for one in found]
+        columns = ("run", "tracks", "joined", "left", "moved", "clusters", "what became of them")
+        _table(columns, rows, right=columns[1:-1])
+
+
+def comparison(found: Comparison, *, as_json: bool) -> None:
+    """Print a row for each pair of clusters that have tracks in common, and the sums."""
+    if as_json:
+        _json(dataclasses.asdict(found))
+        return
+    _table(("before", "after", "tracks"), [(a, b, f"{n:,}") for a, b, n in found.pairs], right=("tracks",))
+    text(
+        f"\n{found.both:,} tracks in both: {found.stayed:.1%} stayed, ARI {found.ari:.3f}; "
+        f"{found.joined:,} joined, {found.left:,} left"
+    )
 
 
 def similar(found: Iterable[Similar], *, as_json: bool) -> None:
@@ -353,6 +380,26 @@ def _folders(paths: Iterable[str]) -> list[str]:
     own = sorted({str(PurePath(path).parent) for path in paths})
     common = os.path.commonpath(own) if own else ""
     return own if common in ("", os.sep) else [common]
+
+
+def _lineage(run: Mapping[str, Any]) -> str:
+    """Return births, deaths, splits and merges in words, each with how many tracks went where."""
+    if run["former"] is None:
+        return f"{len(run['births'])} are new"
+
+    def told(clusters: Mapping[str, Mapping[str, int]], what: str, way: str) -> list[str]:
+        flows = [
+            (one, ", ".join(f"{n:,} {way} {other}" for other, n in parts.items())) for one, parts in clusters.items()
+        ]
+        return [f"{one} {what}: {flow or 'no track is left'}" for one, flow in flows]
+
+    words = [
+        *(f"{one} is new" for one in run["births"]),
+        *told(run["successors"], "ended", "to"),
+        *told(run["splits"], "split", "to"),
+        *told(run["merges"], "merged", "of"),
+    ]
+    return "; ".join(words) or "unchanged"
 
 
 def _sounds(one: Overview) -> str:

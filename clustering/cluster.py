@@ -11,25 +11,36 @@ from itertools import islice
 import numpy as np
 
 from clustering.assign import Labels, assign, distances_to, nearest, neighbours, score
-from clustering.centres import SAMPLE_ROWS, choose_n_clusters, count_distinct, means, start_centres
+from clustering.centres import (
+    SAMPLE_ROWS,
+    choose_n_clusters,
+    continued_centres,
+    count_distinct,
+    means,
+    start_centres,
+)
 from clustering.describe import describe
 from clustering.engine import open_engine
-from clustering.identity import identify, number
+from clustering.identity import identify, trace
 from clustering.library import Library, current_revs, digest_of, read_library
 from clustering.measures import agreement, classes, shape
-from clustering.runs import latest_run, next_run_id, purge_runs, run_in_force
+from clustering.members import Former, members, number, recall
+from clustering.runs import cluster_ids_on, latest_run, next_run_id, purge_runs, require_run, run_in_force
 from clustering.space import Matrix, declare, transform
 from core.blocks import PROFILES
+from core.bus import Bus
 from core.config import Config
 from core.errors import BackendError, ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
-from core.names import digest
-from core.records import Assignment, Cluster, Failure, Group, Neighbour, Record, Run, Track, next_rev
+from core.names import Names, digest
+from core.records import Assignment, Cluster, Failure, Group, Lineage, Neighbour, Record, Run, Track, next_rev
 from core.store import Store
 
 log = logging.getLogger(__name__)
 
 BATCH = 500
+GROWTH = 1.5
+"""A space is kept until there are this many times the tracks that there were when it was fitted."""
 METADATA = ("track_id", "title", "artist", "genre")
 """What the descriptions need of a track."""
 
@@ -45,52 +56,100 @@ class ClusterReport(Report):
     """Tracks left out because their features were computed with other settings."""
     unclusterable: int = 0
     """Tracks left out because they are silent or too short."""
+    joined: int = 0
+    """Tracks that the former run had not."""
+    moved: int = 0
+    """Tracks that are in a cluster of another id now."""
+    left: int = 0
+    """Tracks of the former run that are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a fit begins with: as it is by default, with nothing."""
+
+    kept: Run | None = None
+    """The run in whose space the fit goes on."""
+    former: Labels | None = None
+    """(n,) former cluster of each row, −1 for none: where they are given, the fit goes on from them."""
+    centres: Matrix | None = None
+    """The centres to start from, where they are known."""
+
+
+COLD = Start()
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """A fitted library."""
 
+    kept: Run | None
+    """The run whose space it is; None if it was fitted here."""
     space: list[Group]
     X: Matrix
+    start: Matrix
+    """The centres from which the engine started."""
     labels: Labels
     centres: Matrix
     """None without members."""
 
 
-def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterReport:
+def run(
+    config: Config, *, store: Store, bus: Bus, fresh: bool = False, like: str | None = None, progress: Watch = ignore
+) -> ClusterReport:
     """Cluster the tracks of the configured feature set.
 
-    Reads `Track`; writes a `Run`, its `Assignment`s, then the `Run` again as complete, and removes the
-    assignments of runs older than ``clustering.keep_runs``. With the same tracks, settings and seed as
-    the latest complete run it writes nothing. A run that was interrupted is ignored, and removed later.
+    Reads `Track`, former `Run`s and their `Assignment`s, and from the bus which cluster ids were ever used; writes
+    a `Run`, its `Assignment`s, then the `Run` again as complete, and removes the assignments of runs older than
+    ``clustering.keep_runs``. It goes on from the run in force, else from the latest complete one: from its clusters,
+    and in its space until that has grown old. With the same tracks, settings and seed as the latest complete run it
+    writes nothing, unless it is asked to be `fresh` or `like` another. A run that was interrupted is ignored, and
+    removed later.
+
+    Parameters
+    ----------
+    config : Config
+    store : Store
+    bus : Bus
+    fresh : bool
+        Whether to start cold, in a space of its own; the clusters found keep their ids all the same.
+    like : str, optional
+        The id of a run whose space, start centres and seed are taken: on the same tracks its assignment comes
+        out again, ids included; on others it is a new fit.
+    progress : callable
 
     Raises
     ------
     MurmurError
         If there is nothing to cluster.
     ConfigError
-        If more clusters are asked for than there are distinct tracks, or blocks that are needed are not extracted.
+        If more clusters are asked for than there are distinct tracks, blocks that are needed are not extracted, or
+        the run to be like is unknown or of another feature set.
     BackendError
-        If the store or Spark fails, or there is no Java for Spark.
+        If the store, the bus or Spark fails, or there is no Java for Spark.
     """
     began = time.monotonic()
     check(config)
+    model = _model(config, store, like) if like else None
+    if model:
+        seed = {"random_state": model.random_state, "n_init": model.n_init}
+        config = config.model_copy(update={"clustering": config.clustering.model_copy(update=seed)})
     revs = current_revs(store, config.feature_set)
     in_set, everywhere = store.count(Track, {"feature_set": config.feature_set}), store.count(Track)
     others, unclusterable = everywhere - in_set, in_set - len(revs)
     if not revs:
-        raise MurmurError(_nothing(store.url, others, unclusterable, store.count(Failure)))
+        raise MurmurError(_nothing(config, store, others, unclusterable))
     latest, settings = latest_run(store), settings_digest(config)
-    if latest and (latest.input_digest, latest.settings_digest) == (digest_of(revs), settings):
+    if latest and not (fresh or model) and (latest.input_digest, latest.settings_digest) == (digest_of(revs), settings):
         log.info("%s is up to date: same tracks, settings and seed", latest.run_id)
-        new, written, unreadable = latest, 0, len(revs) - latest.n_tracks
+        new, written, unreadable, lineage = latest, 0, len(revs) - latest.n_tracks, Lineage()
     else:
-        groups = declare(config.clustering.groups)
+        groups = model.space if model else declare(config.clustering.groups)
         library = read_library(store, config.feature_set, groups, len(revs), progress, fields=METADATA)
-        fitted = fit(config, library, progress)
-        new = describe_run(config, store, library, fitted, settings, former=run_in_force(store) or latest)
-        unreadable = library.unreadable
+        before = run_in_force(store) or latest
+        _warn(config, library, before, model, others)
+        new, fitted = make(config, store, bus, library, before=before, model=model, fresh=fresh, progress=progress)
+        unreadable, lineage = library.unreadable, new.lineage
         written = write(store, new, assignments(new, library, fitted, progress), progress)
         purge_runs(store, config.clustering.keep_runs)
         log.info("%s: %d tracks in %d clusters", new.run_id, new.n_tracks, len(new.clusters))
@@ -104,7 +163,32 @@ def run(config: Config, *, store: Store, progress: Watch = ignore) -> ClusterRep
         clusters=len(new.clusters),
         other_feature_sets=others,
         unclusterable=unclusterable,
+        joined=lineage.joined,
+        moved=lineage.moved,
+        left=lineage.left,
     )
+
+
+def make(
+    config: Config,
+    store: Store,
+    bus: Bus,
+    library: Library,
+    *,
+    before: Run | None = None,
+    model: Run | None = None,
+    fresh: bool = False,
+    progress: Watch = ignore,
+) -> tuple[Run, Fit]:
+    """Fit a library, name the clusters, and trace what became of those `before`; `model` is the run to be like."""
+    former = recall(library.track_ids, members(store, before) if before else {})
+    fitted = fit(config, library, begin(config, former, before=before, model=model, fresh=fresh), progress)
+    namesake = recall(library.track_ids, members(store, model)) if model else former
+    settings = model.settings_digest if model else settings_digest(config)
+    highest = _highest(store, bus, Names(config.topics.prefix), library.input_digest, settings)
+    ids = identify(namesake, fitted.labels, gaps(fitted, namesake), highest)
+    lineage = trace(former, fitted.labels, ids, before.run_id if before else None)
+    return describe_run(config, store, library, fitted, settings, ids, lineage), fitted
 
 
 def check(config: Config) -> None:
@@ -127,28 +211,63 @@ def settings_digest(config: Config) -> str:
     return digest(f"{chosen} {config.feature_set} {SAMPLE_ROWS}".encode())
 
 
-def fit(config: Config, library: Library, progress: Watch = ignore) -> Fit:
+def space_digest(config: Config) -> str:
+    """Return the digest of everything but the tracks that decides a space."""
+    return digest(f"{config.feature_set} {config.clustering.groups.model_dump_json()}".encode())
+
+
+def begin(config: Config, former: Former, *, before: Run | None, model: Run | None, fresh: bool) -> Start:
+    """Return what a fit begins with, given how the rows of the library know the run `before`."""
+    if model:
+        return Start(model, centres=np.array(model.start or [cluster.centre for cluster in model.clusters]))
+    if before is None or fresh:
+        return Start()
+    has_dimensions = any(group.components for group in before.space)
+    grown = len(former.labels) >= GROWTH * before.space_tracks
+    kept = before.space_digest == space_digest(config) and has_dimensions and not grown
+    return Start(before if kept else None, former.labels)
+
+
+def fit(config: Config, library: Library, start: Start = COLD, progress: Watch = ignore) -> Fit:
     """Fit the space and the clusters of a library; what both engines and the driver do is here."""
-    settings, vectors = config.clustering, library.vectors
-    n_clusters = choose_n_clusters(len(library.revs), count_distinct(vectors), settings.n_clusters)
     progress(Progress("fit", 0, None))
-    with open_engine(config, vectors) as engine:
-        space = engine.fit_space()
-        X = transform(space, vectors)
-        centres = start_centres(X, n_clusters, n_init=settings.n_init, random_state=settings.random_state)
+    with open_engine(config, library.vectors) as engine:
+        space = start.kept.space if start.kept else engine.fit_space()
+        X = transform(space, library.vectors)
+        first = centres = start_from(config, library, start, X)
         if X.shape[1] > 0:
             centres = engine.fit_centres(space, centres)
     centres = means(X, nearest(X, centres), centres)
     used, labels = np.unique(nearest(X, centres), return_inverse=True)
-    return Fit(space, X, labels, centres[used])
+    return Fit(start.kept, space, X, first, labels, centres[used])
+
+
+def start_from(config: Config, library: Library, start: Start, X: Matrix) -> Matrix:
+    """Return the centres from which the engine is to start."""
+    if start.centres is not None:
+        return start.centres
+    settings = config.clustering
+    n_clusters = choose_n_clusters(len(X), count_distinct(library.vectors), settings.n_clusters)
+    options = {"n_init": settings.n_init, "random_state": settings.random_state}
+    if start.former is None or X.shape[1] == 0 or (start.former < 0).all():
+        return start_centres(X, n_clusters, **options)
+    return continued_centres(X, start.former, n_clusters, **options)
+
+
+def gaps(fitted: Fit, former: Former) -> Matrix:
+    """Return the (n_former, k) distances from the means of former clusters to the centres, in the new space."""
+    from scipy.spatial.distance import cdist
+
+    known = former.labels >= 0
+    middles = means(fitted.X[known], former.labels[known], np.zeros((len(former.ids), fitted.X.shape[1])))
+    distances: Matrix = cdist(middles, fitted.centres)
+    return distances
 
 
 def describe_run(
-    config: Config, store: Store, library: Library, fitted: Fit, settings: str, *, former: Run | None
+    config: Config, store: Store, library: Library, fitted: Fit, settings: str, ids: Sequence[str], lineage: Lineage
 ) -> Run:
     """Return the run, not complete yet; its clusters are sorted by id."""
-    highest = _highest(store, library.input_digest, settings)
-    ids = identify(library.track_ids, fitted.labels, _members(store, former), highest)
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
     distances = distances_to(fitted.X, fitted.centres[fitted.labels])
     descriptions = describe(fitted.labels, distances, library.sounds, library.metadata)
@@ -166,6 +285,9 @@ def describe_run(
         input_digest=library.input_digest,
         settings_digest=settings,
         space=fitted.space,
+        space_digest=fitted.kept.space_digest if fitted.kept else space_digest(config),
+        space_tracks=fitted.kept.space_tracks if fitted.kept else len(library.revs),
+        start=fitted.start.tolist(),
         clusters=[
             Cluster(
                 cluster_id=ids[label],
@@ -176,6 +298,7 @@ def describe_run(
             )
             for label in order
         ],
+        lineage=lineage,
         metrics=measure(fitted, distances, library, config.clustering.random_state),
     )
 
@@ -240,14 +363,31 @@ def _upsert(store: Store, records: Sequence[Record]) -> None:
         raise BackendError(f"{store.url}: cannot store {key}: {reason}")
 
 
-def _members(store: Store, run: Run | None) -> dict[str, str]:
-    if run is None:
-        return {}
-    found = store.scan(Assignment, fields=["track_id", "cluster_id"], prefix=f"{run.run_id}/")
-    return {assignment["track_id"]: assignment["cluster_id"] for assignment in found}
+def _model(config: Config, store: Store, run_id: str) -> Run:
+    model = require_run(store, run_id)
+    if model.feature_set != config.feature_set:
+        raise ConfigError(
+            f"{run_id} was made of feature set {model.feature_set}, the configuration asks for {config.feature_set}: "
+            "set audio and features as they were then, or run `murmur cluster` without --like"
+        )
+    return model
 
 
-def _highest(store: Store, input_digest: str, settings: str) -> int:
+def _warn(config: Config, library: Library, before: Run | None, model: Run | None, others: int) -> None:
+    """Say what makes a run other than one may expect."""
+    if before and before.feature_set != config.feature_set:
+        log.warning(
+            "%s was made of feature set %s, the configuration asks for %s: the space is fitted anew, and %d tracks "
+            "of other feature sets are left out; `murmur run AUDIO_DIR` computes what is missing",
+            *(before.run_id, before.feature_set, config.feature_set, others),
+        )
+    if model and model.input_digest != library.input_digest:
+        log.warning(
+            "%s was made of other tracks than there are now: they are fitted anew, from its start", model.run_id
+        )
+
+
+def _highest(store: Store, bus: Bus, names: Names, input_digest: str, settings: str) -> int:
     """Return the highest number in an id, but for ids of an interrupted run that did the same work: they are due now.
 
     Other interrupted runs may still be alive, and end after this one.
@@ -256,16 +396,24 @@ def _highest(store: Store, input_digest: str, settings: str) -> int:
     others = (
         run for run in store.scan(Run, fields=[*same, "clusters"]) if any(run[name] != same[name] for name in same)
     )
-    return max((number(cluster["cluster_id"]) for run in others for cluster in run["clusters"]), default=0)
+    ids = {cluster["cluster_id"] for run in others for cluster in run["clusters"]} | cluster_ids_on(bus, names)
+    return max(map(number, ids), default=0)
 
 
-def _nothing(url: str, others: int, unclusterable: int, failures: int) -> str:
-    counts = {"of another feature set": others, "silent or too short": unclusterable}
-    left = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+def _nothing(config: Config, store: Store, others: int, unclusterable: int) -> str:
     if others:
-        return f"{url}: no track of the configured feature set ({left}); run `murmur run AUDIO_DIR`"
+        sets = sorted({track["feature_set"] for track in store.scan(Track, fields=["feature_set"])})
+        found = ", ".join(one for one in sets if one != config.feature_set)
+        short = f", {unclusterable} silent or too short" if unclusterable else ""
+        return (
+            f"{store.url}: no track of the configured feature set {config.feature_set} ({others} of {found}{short}); "
+            "run `murmur run AUDIO_DIR`"
+        )
     if unclusterable:
-        return f"{url}: nothing to cluster ({left}); run `murmur run AUDIO_DIR` on a folder with music"
-    if failures:
-        return f"{url}: nothing to cluster ({failures} files could not be read); `murmur failures` says why"
-    return f"{url}: no tracks yet; run `murmur run AUDIO_DIR` first"
+        return (
+            f"{store.url}: nothing to cluster ({unclusterable} silent or too short); "
+            "run `murmur run AUDIO_DIR` on a folder with music"
+        )
+    if failures := store.count(Failure):
+        return f"{store.url}: nothing to cluster ({failures} files could not be read); `murmur failures` says why"
+    return f"{store.url}: no tracks yet; run `murmur run AUDIO_DIR` first"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from core.errors import ConfigError
-from core.names import digest
-from core.records import Assignment, Run, RunInForce
+from core.bus import Bus, read_to_end
+from core.errors import ConfigError, RecordError
+from core.names import CURRENT, Names, digest
+from core.records import Assignment, PublishedRun, Run, RunInForce
 from core.store import Store
 
 STAMP = "%Y%m%dT%H%M%S"
+SHOWN = 5
 
 
 def latest_run(store: Store) -> Run | None:
@@ -33,9 +37,32 @@ def require_run_in_force(store: Store) -> Run:
     return run
 
 
+def require_run(store: Store, run_id: str) -> Run:
+    """Return a complete run; raise `ConfigError`, which names the latest ones, if there is none of this id."""
+    run = store.get(Run, run_id)
+    if run is None or not run.complete:
+        known = run_ids_of(store, complete=True)
+        if not known:
+            raise ConfigError(f"{store.url}: no run yet; run `murmur run AUDIO_DIR` first")
+        more = f" and {len(known) - SHOWN} older ones" if len(known) > SHOWN else ""
+        raise ConfigError(f"no run is named {run_id!r}; there are {', '.join(known[: -SHOWN - 1 : -1])}{more}")
+    return run
+
+
 def run_ids_of(store: Store, *, complete: bool) -> list[str]:
     """Return the ids of the complete or of the interrupted runs, oldest first."""
     return [run["run_id"] for run in store.scan(Run, fields=["run_id"], where={"complete": complete})]
+
+
+def cluster_ids_on(bus: Bus, names: Names) -> set[str]:
+    """Return the ids of clusters that have a topic, or had members in a run on the runs topic."""
+    topics = bus.topics()
+    ids = {cluster_id for topic in topics if (cluster_id := names.cluster_of(topic))}
+    for message in read_to_end(bus, [names.runs]) if names.runs in topics else ():
+        if message.value is not None and message.key != CURRENT.encode():
+            with suppress(RecordError):  # `publish` warns of it
+                ids.update(PublishedRun.from_json(message.value).sizes)
+    return {cluster_id for cluster_id in ids if re.fullmatch(r"c\d+", cluster_id)}
 
 
 def next_run_id(store: Store, content: str) -> tuple[str, datetime]:

@@ -246,6 +246,31 @@ class Cluster(Value):
     """(n_dimensions,) in the fitted space."""
 
 
+class Lineage(Value):
+    """What became of the clusters of the run before, by the tracks that are in both."""
+
+    former: str | None = None
+    """The run before: the one that was in force, else the latest; None for the first."""
+    births: list[str] = []
+    """Clusters that it had not."""
+    deaths: list[str] = []
+    """Its clusters that are no more."""
+    successors: dict[str, dict[str, int]] = {}
+    """Dead cluster → where its members are now → how many, the most first."""
+    splits: dict[str, dict[str, int]] = {}
+    """Former cluster → the clusters that each took a good part of its members → how many."""
+    merges: dict[str, dict[str, int]] = {}
+    """Cluster → the former clusters of which it took at least half → how many members of each."""
+    stayed: int = 0
+    """Tracks whose cluster has the same id as before."""
+    moved: int = 0
+    """Tracks whose cluster has another id."""
+    joined: int = 0
+    """Tracks that the run before had not."""
+    left: int = 0
+    """Tracks of the run before that are gone."""
+
+
 class Run(Record):
     """One clustering. It alone, without Spark, assigns a new track."""
 
@@ -266,7 +291,14 @@ class Run(Record):
     settings_digest: str
     """Digest of everything else that decides the result."""
     space: list[Group]
+    space_digest: str = ""
+    """Digest of what decided the space, but for the tracks."""
+    space_tracks: int = 0
+    """How many tracks there were when the space was fitted: a run may go on in that of an earlier one."""
+    start: list[list[Finite]] = []
+    """(k, n_dimensions): the centres from which the engine started."""
     clusters: list[Cluster]
+    lineage: Lineage = Lineage()
     metrics: dict[str, Finite]
     complete: bool = False
     """True once its assignments are written."""
@@ -369,6 +401,14 @@ class PublishedRun(Value):
     n_tracks: Int64
     sizes: dict[str, Int64]
     """Cluster id → number of members."""
+    former: str | None = None
+    """The run to which births, deaths and successors refer."""
+    births: list[str] = []
+    """Clusters that the former run had not."""
+    deaths: list[str] = []
+    """Clusters of the former run that are no more."""
+    successors: dict[str, dict[str, int]] = {}
+    """Dead cluster → where its members are now → how many, the most first."""
     metrics: dict[str, Finite]
     descriptions: dict[str, Description] = {}
     """Cluster id → what the cluster is."""

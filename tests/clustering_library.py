@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 
+from clustering import cluster
+from clustering.cluster import ClusterReport
 from clustering.space import Vectors, declare, layouts
 from core.config import Config, Groups
 from core.records import Assignment, Features, Source, Track
+from core.sqlite_bus import SQLiteBus
 from core.store import Store
 
 GROUPS = declare(Groups())
@@ -59,6 +64,12 @@ def tracks(n: int, kinds: int = 4, *, seed: int = 0, spread: float = 3.0, **chan
     rows, _ = vectors(n, kinds, seed=seed, spread=spread)
     named = [features({name: group[i] for name, group in rows.items()}) for i in range(n)]
     return [track(f"t{i:03d}", one, **({"duration": 100.0 + 3 * i} | changed)) for i, one in enumerate(named)]
+
+
+def cluster_them(config: Config, store: Store, **options: Any) -> ClusterReport:
+    """Run the job, with a bus on the store's own file."""
+    with closing(SQLiteBus(store.url)) as bus:
+        return cluster.run(config, store=store, bus=bus, **options)
 
 
 def partition(labels: Iterable[object]) -> set[frozenset[int]]:

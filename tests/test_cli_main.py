@@ -22,6 +22,7 @@ import soundfile
 
 from cli.main import app, main
 from core import open_bus
+from core.bus import read_to_end
 from core.config import Config
 from etl.messages import create_topics
 
@@ -203,6 +204,49 @@ def test_more_clusters_than_tracks_is_wrong_usage(murmur: Murmur, finished: Path
     shutil.copytree(finished, "copy")
     os.chdir("copy")
     says(murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "7"), 2, "7", "6")
+
+
+def test_the_history_tells_what_became_of_the_clusters_and_so_does_the_runs_topic(
+    murmur: Murmur, finished: Path
+) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "1")
+    murmur("-q", "publish")
+    first, second = json.loads(murmur("clusters", "--history", "--json").out)
+    assert (first["former"], first["births"], first["joined"]) == (None, ["c01", "c02"], 6)
+    assert (second["former"], second["deaths"]) == (first["run_id"], ["c02"])
+    shown = murmur("clusters", "--history").out
+    assert "2 are new" in shown
+    assert "c02 ended: 3 to c01; c01 merged: 3 of c01, 3 of c02" in " ".join(shown.split())
+    with closing(open_bus(Config().bus.url)) as bus:
+        sent = {message.key: message.value for message in read_to_end(bus, ["clusters.runs.v1"])}
+    published = json.loads(sent[second["run_id"].encode()] or b"")
+    told = {name: published[name] for name in ("former", "births", "deaths", "successors")}
+    assert told == {"former": first["run_id"], "births": [], "deaths": ["c02"], "successors": {"c02": {"c01": 3}}}
+
+
+def test_a_comparison_of_two_runs_shows_what_moved(murmur: Murmur, finished: Path) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "1")
+    runs = [one["run_id"] for one in json.loads(murmur("clusters", "--history", "--json").out)]
+    found = json.loads(murmur("clusters", "--compare", *runs, "--json").out)
+    assert found["pairs"] == [["c01", "c01", 3], ["c02", "c01", 3]]
+    assert (found["both"], found["stayed"]) == (6, 0.5)
+    assert "6 tracks in both: 50.0% stayed, ARI 0.000" in murmur("clusters", "--compare", *runs).out
+    again = json.loads(murmur("-q", "cluster", "--engine", "sklearn", "--like", runs[0], "--json").out)
+    assert json.loads(murmur("clusters", "--compare", runs[0], again["run_id"], "--json").out)["stayed"] == 1
+
+
+def test_an_unknown_run_and_options_that_exclude_each_other_are_wrong_usage(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    (known,) = [one["run_id"] for one in json.loads(murmur("clusters", "--history", "--json").out)]
+    says(murmur("-q", "cluster", "--engine", "sklearn", "--like", "run-0"), 2, "'run-0'", known)
+    says(murmur("clusters", "--compare", known, "run-0"), 2, "'run-0'", known)
+    says(murmur("-q", "cluster", "--like", known, "--fresh"), 2, "--like", "leave out the other option")
+    says(murmur("-q", "cluster", "--like", known, "--clusters", "2"), 2, "--like", "leave out the other option")
+    says(murmur("clusters", "--history", "--compare", known, known), 2, "--history", "--compare")
 
 
 def test_an_unknown_cluster_lists_those_there_are(murmur: Murmur, finished: Path) -> None:

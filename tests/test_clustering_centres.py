@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clustering import centres
-from clustering.centres import choose_n_clusters, count_distinct, means, start_centres
+from clustering.centres import added_centres, choose_n_clusters, continued_centres, count_distinct, means, start_centres
 from core.errors import ConfigError
 
 
@@ -67,3 +69,82 @@ def test_equal_rows_make_no_noise() -> None:
 def test_a_centre_without_members_keeps_its_place() -> None:
     found = means(np.array([[1.0, 2], [3, 4], [9, 9]]), np.array([0, 0, 2]), np.array([[0.0, 0], [5, 5], [0, 0]]))
     assert found.tolist() == [[2, 3], [5, 5], [9, 9]]
+
+
+def blobs(*points: float, n: int = 30) -> np.ndarray:
+    """Return n rows around each of some points of a line."""
+    return np.concatenate([point + np.linspace(-1, 1, n) for point in points])[:, None]
+
+
+def test_a_warm_start_begins_at_the_means_of_the_former_members() -> None:
+    """Wherever the former centres were; rows that were in no cluster have no part in it."""
+    X = np.array([[0.0], [2], [10], [14], [99]])
+    found = continued_centres(X, np.array([1, 1, 0, 0, -1]), 2, n_init=1, random_state=0)
+    assert found.tolist() == [[12], [1]]
+
+
+def test_with_fewer_clusters_those_with_the_fewest_members_go() -> None:
+    X = np.arange(10.0)[:, None]
+    former = np.array([0, 1, 1, 1, 2, 2, 3, 3, 3, -1])
+    for n_clusters, expected in ((3, [[2], [4.5], [7]]), (2, [[2], [7]]), (1, [[2]])):
+        assert continued_centres(X, former, n_clusters, n_init=1, random_state=0).tolist() == expected
+
+
+def test_a_former_cluster_without_members_is_no_start() -> None:
+    X = np.array([[0.0], [2], [10]])
+    found = continued_centres(X, np.array([0, 0, 2]), 3, n_init=1, random_state=0)
+    assert found[:2].tolist() == [[1], [10]]
+    assert len(found) == 3
+
+
+def test_of_former_clusters_that_have_become_one_point_one_is_a_start() -> None:
+    """Of four that are wanted there are three then: no further row differs from all."""
+    X = np.array([[0.0], [0], [5], [5], [9]])
+    assert continued_centres(X, np.array([0, 1, 2, 2, -1]), 2, n_init=1, random_state=0).tolist() == [[0], [5]]
+    assert continued_centres(X, np.array([0, 1, 2, 2, -1]), 4, n_init=1, random_state=0).tolist() == [[0], [5], [9]]
+
+
+@settings(deadline=None)
+@given(
+    former=st.lists(st.integers(-1, 3), min_size=1, max_size=20).filter(lambda one: max(one) >= 0), k=st.integers(1, 4)
+)
+def test_permuting_tracks_does_not_change_where_a_warm_start_begins(former: list[int], k: int) -> None:
+    """As long as no centre is added, which are drawn from the rows in their order."""
+    labels = np.array(former)
+    X = np.random.default_rng(0).normal(size=(len(former), 2)) + 10 * labels[:, None]
+    order = np.random.default_rng(1).permutation(len(former))
+    k = min(k, len(np.unique(labels[labels >= 0])))
+    starts = [
+        continued_centres(X[rows], labels[rows], k, n_init=1, random_state=0) for rows in (np.arange(len(X)), order)
+    ]
+    np.testing.assert_allclose(*starts, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_with_more_clusters_the_new_centres_are_where_the_former_ones_are_not(seed: int) -> None:
+    X = blobs(0, 10, 20, 30)
+    former = np.repeat([0, 1, -1, -1], 30)
+    found = continued_centres(X, former, 4, n_init=3, random_state=seed)
+    np.testing.assert_allclose(found[:2], [[0], [10]], atol=1e-12)
+    assert sorted(found[2:].round(-1).ravel().tolist()) == [20, 30]
+
+
+def test_added_centres_are_rows_and_the_same_seed_adds_the_same() -> None:
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    first, again, other = (added_centres(X, X[:2], 6, n_init=2, random_state=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert {tuple(row) for row in first} <= {tuple(row) for row in X}
+    assert len({tuple(row) for row in first}) == 6
+
+
+def test_a_row_is_drawn_with_a_probability_in_proportion_to_its_squared_distance() -> None:
+    """One trial of two rows, 1 and 2 away: the farther one in four of five."""
+    X = np.array([[0.0], [1], [-2]])
+    trials = 2 + int(np.log(2))
+    drawn = [added_centres(X, X[:1], 2, n_init=1, random_state=seed)[1, 0] for seed in range(400)]
+    assert drawn.count(1) / 400 == pytest.approx(0.2**trials, abs=0.03)
+
+
+def test_no_centre_is_added_where_every_row_has_one() -> None:
+    assert added_centres(np.ones((5, 2)), np.ones((1, 2)), 3, n_init=2, random_state=0).tolist() == [[1, 1]]

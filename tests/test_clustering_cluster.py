@@ -14,10 +14,12 @@ from clustering import cluster, runs, space
 from clustering.assign import assign
 from clustering.cluster import ClusterReport
 from clustering.library import current_revs
+from core.bus import Topic
 from core.config import Config, parse_config
 from core.errors import BackendError, ConfigError, MurmurError
 from core.jobs import Progress
-from core.records import Assignment, Record, Run, RunInForce, Track, next_rev
+from core.records import Assignment, PublishedRun, Record, Run, RunInForce, Track, next_rev
+from core.sqlite_bus import SQLiteBus
 from core.sqlite_store import SQLiteStore
 from core.store import Upserted
 
@@ -32,8 +34,8 @@ def config(**clustering: object) -> Config:
     return parse_config({"clustering": {"engine": "sklearn", **clustering}})
 
 
-def fit(store: SQLiteStore, **clustering: object) -> ClusterReport:
-    return cluster.run(config(**clustering), store=store)
+def fit(store: SQLiteStore, *, fresh: bool = False, like: str | None = None, **clustering: object) -> ClusterReport:
+    return library.cluster_them(config(**clustering), store, fresh=fresh, like=like)
 
 
 def run_of(store: SQLiteStore, report: ClusterReport) -> Run:
@@ -184,7 +186,7 @@ def test_a_track_whose_features_do_not_fit_is_counted_as_failed_and_the_others_g
         ([{"flags": ["silent"]}] * 2, "2 silent or too short"),
         (
             [{"feature_set": "other"}, {"flags": ["silent"]}],
-            "1 of another feature set, 1 silent .* run `murmur run AUDIO_DIR`",
+            f"feature set {Config().feature_set} .1 of other, 1 silent .* run `murmur run AUDIO_DIR`",
         ),
         ([{"features": {}}], "no track has features that fit"),
     ],
@@ -232,6 +234,169 @@ def test_tracks_without_rhythm_are_clustered_by_their_timbre(store: SQLiteStore)
     assert library.partition(library.assigned(store, report.run_id).values()) == library.partition(np.arange(30) % 3)
 
 
+def test_a_constant_descriptor_has_no_part_in_the_clustering(store: SQLiteStore) -> None:
+    """Nor has it in the kept space, where it differs in a new track."""
+    tracks = [
+        track.model_copy(update={"features": track.features | {"mfcc": track.features["mfcc"] | {"mean": [1.0] * 20}}})
+        for track in library.tracks(41, kinds=4)
+    ]
+    store.upsert(tracks[:40])
+    first = run_of(store, fit(store, n_clusters=4))
+    assert library.partition(library.assigned(store, first.run_id).values()) == library.partition(np.arange(40) % 4)
+    assert first.space[0].std[first.space[0].columns.index("mfcc.mean[3]")] == 0
+    other = tracks[40].features | {"mfcc": tracks[40].features["mfcc"] | {"mean": [1e6] * 20}}
+    store.upsert([tracks[40].model_copy(update={"features": other})])
+    assert sorted(one.size for one in run_of(store, fit(store, n_clusters=4)).clusters) == [10, 10, 10, 11]
+    assert library.partition(library.assigned(store, fit(store, n_clusters=4).run_id).values()) == library.partition(
+        np.arange(41) % 4
+    )
+
+
+def test_a_library_that_shrinks_to_one_track_keeps_that_tracks_cluster(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(20))
+    before = library.assigned(store, fit(store, n_clusters=4).run_id)
+    for number in range(20):
+        if number != 7:
+            store.purge(Track, f"t{number:03d}")
+    after = run_of(store, fit(store))
+    assert library.assigned(store, after.run_id) == {"t007": before["t007"]}
+    assert (len(after.lineage.deaths), after.lineage.stayed, after.lineage.left) == (3, 1, 19)
+
+
+def test_a_library_that_was_exchanged_starts_cold_with_new_ids(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(20))
+    fit(store, n_clusters=2)
+    store.purge(Track, "t")
+    store.upsert([track.model_copy(update={"track_id": f"u{track.track_id}"}) for track in library.tracks(20)])
+    found = run_of(store, fit(store, n_clusters=2)).lineage
+    assert (found.births, found.deaths, found.joined, found.left) == (["c03", "c04"], ["c01", "c02"], 20, 20)
+
+
+def test_fewer_distinct_tracks_than_clusters_before_leave_as_many_as_there_are(store: SQLiteStore) -> None:
+    tracks = library.tracks(20)
+    store.upsert(tracks)
+    fit(store, n_clusters=4)
+    few = [tracks[min(i % 4, 2)].features for i in range(20)]
+    store.upsert([track.model_copy(update={"features": one, "rev": 2}) for track, one in zip(tracks, few, strict=True)])
+    with pytest.raises(ConfigError, match="4 is more than the 3 distinct tracks"):
+        fit(store, n_clusters=4)
+    assert fit(store).clusters == 3
+
+
+def test_only_silent_tracks_after_a_clustering_are_one_line_and_change_nothing(store: SQLiteStore) -> None:
+    tracks = library.tracks(6)
+    store.upsert(tracks)
+    fit(store)
+    store.upsert([track.model_copy(update={"flags": ["silent"], "rev": 2}) for track in tracks])
+    with pytest.raises(MurmurError, match=r"nothing to cluster \(6 silent or too short\)"):
+        fit(store)
+    assert store.count(Run) == 1
+
+
+def test_a_change_of_the_feature_set_is_told_with_both_and_the_command_and_the_clusters_go_on(
+    store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = [track.model_copy(update={"feature_set": "earlier"}) for track in library.tracks(24)]
+    store.upsert(old)
+    parsed = config(n_clusters=4)
+    earlier = parsed.model_copy(update={"audio": parsed.audio.model_copy(update={"max_duration": 9.0})})
+    store.upsert([track.model_copy(update={"feature_set": earlier.feature_set, "rev": 2}) for track in old])
+    first = library.cluster_them(earlier, store)
+    store.upsert([track.model_copy(update={"feature_set": parsed.feature_set, "rev": 3}) for track in old[:20]])
+    second = run_of(store, library.cluster_them(parsed, store))
+    (told,) = caplog.messages
+    for word in (first.run_id, earlier.feature_set, parsed.feature_set, "4 tracks", "`murmur run AUDIO_DIR`"):
+        assert word in told
+    assert (second.space_tracks, second.lineage.stayed, second.lineage.left) == (20, 20, 4)
+    with pytest.raises(
+        ConfigError, match=f"{first.run_id} .* {earlier.feature_set}, .* {parsed.feature_set}: .*`murmur"
+    ):
+        library.cluster_them(parsed, store, like=first.run_id)
+
+
+def test_a_fresh_run_starts_cold_in_a_space_of_its_own_and_the_ids_stay(store: SQLiteStore) -> None:
+    tracks = library.tracks(52)
+    store.upsert(tracks[:50])
+    first = fit(store, n_clusters=4)
+    store.upsert(tracks[50:])
+    kept, fresh = run_of(store, fit(store, n_clusters=4)), run_of(store, fit(store, n_clusters=4, fresh=True))
+    assert (kept.space_tracks, fresh.space_tracks) == (50, 52)
+    assert kept.space == run_of(store, first).space != fresh.space
+    assert library.assigned(store, fresh.run_id) == library.assigned(store, kept.run_id)
+    assert fit(store, n_clusters=4).written == 0, "the latest run is up to date, whatever it started from"
+
+
+def test_a_run_like_one_whose_assignments_are_gone_gives_them_again(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(40, spread=0.5))
+    first = fit(store, n_clusters=5, keep_runs=1)
+    before = library.assigned(store, first.run_id)
+    fit(store, n_clusters=3, keep_runs=1, fresh=True)
+    assert library.assigned(store, first.run_id) == {}
+    assert library.assigned(store, fit(store, keep_runs=1, like=first.run_id).run_id) == before
+
+
+def test_a_run_like_one_of_other_tracks_is_a_new_fit_in_its_space_and_says_so(
+    store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracks = library.tracks(80)
+    store.upsert(tracks[:20])
+    first = run_of(store, fit(store, n_clusters=4))
+    fit(store, like=first.run_id)
+    assert caplog.messages == []
+    store.upsert(tracks[20:])
+    second = run_of(store, fit(store, n_clusters=2, like=first.run_id))
+    assert [message for message in caplog.messages if f"{first.run_id} was made of other tracks" in message]
+    assert (second.space, second.start, second.space_tracks) == (first.space, first.start, 20)
+    assert (second.n_tracks, second.n_clusters, second.lineage.stayed, second.lineage.joined) == (80, 4, 20, 60)
+
+
+def test_a_run_like_one_that_is_unknown_or_was_interrupted_names_those_there_are(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(4))
+    with pytest.raises(ConfigError, match="no run yet; run `murmur run AUDIO_DIR` first"):
+        fit(store, like="run-1")
+    made = [fit(store, n_clusters=2, random_state=seed).run_id for seed in range(7)]
+    with pytest.raises(Killed):
+        library.cluster_them(config(n_clusters=3), Dying(store, 1))  # type: ignore[arg-type]
+    (interrupted,) = runs.run_ids_of(store, complete=False)
+    for unknown in ("run-1", interrupted):
+        with pytest.raises(
+            ConfigError, match=f"no run is named '{unknown}'; there are {', '.join(made[:1:-1])} and 2 older"
+        ):
+            fit(store, like=unknown)
+
+
+def test_the_lineage_of_a_run_like_another_is_against_the_run_in_force(store: SQLiteStore) -> None:
+    """So that what is published says what changes for a subscriber."""
+    store.upsert(library.tracks(40))
+    first, second = fit(store, n_clusters=4), fit(store, n_clusters=3)
+    store.upsert([RunInForce(rev=1, run_id=second.run_id)])
+    again = run_of(store, fit(store, like=first.run_id)).lineage
+    (reborn,) = run_of(store, second).lineage.deaths
+    assert (again.former, again.births, again.deaths, again.moved) == (second.run_id, [reborn], [], 10)
+
+
+@pytest.mark.parametrize(
+    ("topics", "run"), [(["clusters.c07.tracks.v1", "clusters.unclustered.tracks.v1"], {}), ([], {"c05": 3, "c07": 1})]
+)
+def test_no_id_is_given_that_a_topic_or_a_published_run_has(
+    store: SQLiteStore, topics: list[str], run: dict[str, int]
+) -> None:
+    """The store was lost, the bus was not; what does not fit the runs topic has no part in it."""
+    known = PublishedRun(
+        run_id="run-1", created_at="", engine="", feature_set="", n_clusters=2, n_tracks=4, sizes=run, metrics={}
+    )
+    store.upsert(library.tracks(8))
+    with closing(SQLiteBus(store.url)) as bus:
+        bus.create_topics([Topic(name, "compact") for name in ("clusters.runs.v1", *topics)])
+        producer = bus.producer()
+        for key, value in ((b"run-1", known.to_json()), (b"run-0", b"?"), (b"current", b"{}"), (b"run-2", None)):
+            producer.send("clusters.runs.v1", key, value)
+        producer.flush()
+        producer.close()
+    made = run_of(store, fit(store, n_clusters=2))
+    assert [one.cluster_id for one in made.clusters] == ["c08", "c09"]
+
+
 def test_the_configured_blocks_span_the_space(store: SQLiteStore) -> None:
     store.upsert(library.tracks(30))
     groups = {"timbre": {"blocks": ["spectral_contrast"], "components": 4}, "rhythm": {"weight": 0}}
@@ -253,7 +418,16 @@ def test_blocks_that_are_not_extracted_are_named_with_their_group(
 ) -> None:
     asked = parse_config({"features": {"profiles": profiles}, "clustering": {"engine": "sklearn", "groups": groups}})
     with pytest.raises(ConfigError, match=told):
-        cluster.run(asked, store=store)
+        library.cluster_them(asked, store)
+
+
+def test_other_groups_span_another_space_at_once(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(30))
+    first = run_of(store, fit(store))
+    kept = run_of(store, fit(store, random_state=1))
+    other = run_of(store, fit(store, groups={"rhythm": {"weight": 0.25}}))
+    assert kept.space == first.space
+    assert [group.weight for group in other.space] == [1, 0.25]
 
 
 def test_what_a_group_of_weight_0_names_need_not_be_extracted() -> None:
@@ -290,7 +464,7 @@ def test_a_job_that_dies_between_two_writes_is_ignored_and_done_again(
     store.upsert(library.tracks(20))
     before = fit(store, n_clusters=2)
     try:
-        cluster.run(config(n_clusters=3), store=Dying(store, writes))  # type: ignore[arg-type]
+        library.cluster_them(config(n_clusters=3), Dying(store, writes))  # type: ignore[arg-type]
     except Killed:
         assert runs.latest_run(store) == run_of(store, before)
     report = fit(store, n_clusters=3)
@@ -307,7 +481,7 @@ def test_the_ids_of_a_job_that_died_go_to_the_next_that_does_the_same(
     store.upsert(library.tracks(20))
     for _ in range(2):
         with pytest.raises(Killed):
-            cluster.run(config(n_clusters=died), store=Dying(store, 1))  # type: ignore[arg-type]
+            library.cluster_them(config(n_clusters=died), Dying(store, 1))  # type: ignore[arg-type]
     made = run_of(store, fit(store, n_clusters=3))
     assert [one.cluster_id for one in made.clusters] == ids
 
@@ -318,7 +492,7 @@ def test_old_assignments_go_but_those_of_the_last_runs_and_the_run_in_force_stay
     store.upsert([RunInForce(rev=1, run_id=made[0])])
     stopped = Dying(store, 1)
     with pytest.raises(Killed):
-        cluster.run(config(n_clusters=3), store=stopped)  # type: ignore[arg-type]
+        library.cluster_them(config(n_clusters=3), stopped)  # type: ignore[arg-type]
     (interrupted,) = runs.run_ids_of(store, complete=False)
     made += [fit(store, n_clusters=2, random_state=seed, keep_runs=2).run_id for seed in range(1, 5)]
     kept = {found["run_id"] for found in store.scan(Assignment, fields=["run_id"])}
@@ -352,7 +526,7 @@ def test_what_the_store_refuses_ends_the_job(store: SQLiteStore, monkeypatch: py
 def test_progress_reaches_its_end_in_every_stage(store: SQLiteStore) -> None:
     store.upsert(library.tracks(30))
     seen: list[Progress] = []
-    cluster.run(config(), store=store, progress=seen.append)
+    library.cluster_them(config(), store, progress=seen.append)
     assert list(dict.fromkeys(now.stage for now in seen)) == ["read", "fit", "neighbours", "write"]
     assert seen[-1] == Progress("write", 30, 30)
 

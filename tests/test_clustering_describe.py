@@ -12,7 +12,6 @@ import clustering_library as library
 import numpy as np
 import pytest
 
-from clustering import cluster
 from clustering.describe import SCALES, describe, how_it_sounds, over_represented, sounds, typical
 from clustering.overview import overview
 from core.config import parse_config
@@ -128,7 +127,7 @@ def test_the_run_and_the_overview_hold_what_each_cluster_is(store: SQLiteStore) 
         named = track.features | {"rms": loudness}
         tracks.append(track.model_copy(update={"features": named, "genre": f"genre {i % 3}"}))
     store.upsert(tracks)
-    report = cluster.run(parse_config({"clustering": {"engine": "sklearn", "n_clusters": 3}}), store=store)
+    report = library.cluster_them(parse_config({"clustering": {"engine": "sklearn", "n_clusters": 3}}), store)
     store.upsert([RunInForce(rev=1, run_id=report.run_id)])
     run = store.get(Run, report.run_id)
     assert run is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustering import cluster, space
+from clustering import space
 from clustering.assign import nearest
 from clustering.centres import means, start_centres
 from clustering.engine import Engine
@@ -165,21 +166,40 @@ def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, n_partiti
 
 
 def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tmp_path: Path) -> None:
-    """With groups other than the default, and uses the session that is open, which stays open."""
-    tracks = library.tracks(60, kinds=5, spread=OVERLAPPING)
-    found = []
-    for engine in ("sklearn", "spark"):
-        store = SQLiteStore(f"sqlite:///{tmp_path}/{engine}.db")
-        store.upsert(tracks)
-        report = cluster.run(config(engine), store=store)
-        found.append(library.assigned(store, report.run_id))
-        run = store.get(Run, report.run_id)
-        assert run is not None
-        assert [len(group.components) for group in run.space] == [30, 5]
-        store.close()
-    assert found[0] == found[1]
-    assert len(set(found[0].values())) == 5
+    """With groups other than the default: cold, warm with more tracks and clusters, and like the first.
+
+    It uses the open session, which stays open.
+    """
+    tracks = library.tracks(75, kinds=5, spread=OVERLAPPING)
+    found: dict[str, list[dict[str, str]]] = {"sklearn": [], "spark": []}
+    for engine, made in found.items():
+        with closing(SQLiteStore(f"sqlite:///{tmp_path}/{engine}.db")) as store:
+            store.upsert(tracks[:60])
+            first = library.cluster_them(config(engine), store)
+            store.upsert(tracks[60:])
+            grown = library.cluster_them(config(engine, n_clusters=7), store)
+            like = library.cluster_them(config(engine), store, like=first.run_id)
+            made += [library.assigned(store, report.run_id) for report in (first, grown, like)]
+    assert found["sklearn"] == found["spark"]
+    assert [len(set(clusters.values())) for clusters in found["spark"]] == [5, 7, 5]
     assert spark.range(3).count() == 3
+
+
+@pytest.mark.parametrize("other", ["sklearn", "spark"])
+def test_a_run_like_another_gives_its_assignment_again_on_either_engine(
+    spark: SparkSession, tmp_path: Path, other: str
+) -> None:
+    """Although other clusters are in force meanwhile; it takes its space, seed and start from that run."""
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/test.db")) as store:
+        store.upsert(library.tracks(60, kinds=5, spread=OVERLAPPING))
+        first = library.cluster_them(config("sklearn", n_clusters=6), store)
+        between = library.cluster_them(config("sklearn", n_clusters=4, random_state=3), store, fresh=True)
+        again = library.cluster_them(config(other, random_state=8), store, like=first.run_id)
+        found = [library.assigned(store, report.run_id) for report in (first, between, again)]
+        runs = [store.get(Run, report.run_id) for report in (first, again)]
+    assert found[0] == found[2] != found[1]
+    same = ("space", "start", "random_state", "n_init", "input_digest", "settings_digest", "space_digest")
+    assert [getattr(runs[0], name) for name in same] == [getattr(runs[1], name) for name in same]
 
 
 def test_what_spark_says_of_an_error_is_one_line(spark: SparkSession) -> None:
@@ -194,10 +214,10 @@ def open_sklearn(vectors: Vectors) -> Engine:
     return SklearnEngine(vectors, library.GROUPS)
 
 
-def config(engine: str) -> Config:
+def config(engine: str, **clustering: object) -> Config:
     rhythm = {"blocks": ["fluctuation", "spectral_centroid"], "clip": 3, "components": 5, "weight": 0.7}
-    clustering = {"engine": engine, "groups": {"rhythm": rhythm}}
-    return parse_config({"clustering": clustering, "spark": {"master": "local[2]"}})
+    settings = {"engine": engine, "groups": {"rhythm": rhythm}, **clustering}
+    return parse_config({"clustering": settings, "spark": {"master": "local[2]"}})
 
 
 def place(open_engine: Open, vectors: Vectors) -> np.ndarray:

@@ -9,7 +9,6 @@ from pathlib import Path
 import clustering_library as library
 import pytest
 
-from clustering import cluster
 from clustering.evaluate import evaluate, grid
 from core.config import Config, parse_config
 from core.errors import ConfigError
@@ -39,7 +38,7 @@ def catalogue(n: int = 60, kinds: int = 3, **changed: object) -> list[Track]:
 
 def test_the_run_is_measured_against_any_column(store: SQLiteStore) -> None:
     store.upsert(catalogue())
-    run_id = cluster.run(CONFIG, store=store).run_id
+    run_id = library.cluster_them(CONFIG, store).run_id
     found = evaluate(CONFIG, "genre", store=store)
     (one,) = found.settings
     assert (found.tracks, found.classes, found.unlabelled, found.apart) == (56, 3, 4, ("artist", "album"))
@@ -55,7 +54,7 @@ def test_the_run_is_measured_against_any_column(store: SQLiteStore) -> None:
 
 def test_the_measures_of_a_run_are_those_of_its_genres(store: SQLiteStore) -> None:
     store.upsert(catalogue(spread=0.6))
-    run = store.get(Run, cluster.run(CONFIG, store=store).run_id)
+    run = store.get(Run, library.cluster_them(CONFIG, store).run_id)
     assert run is not None
     (one,) = evaluate(CONFIG, "genre", store=store).settings
     for name in ("purity", "purity_chance", "nmi", "nmi_chance", "ari"):
@@ -65,7 +64,7 @@ def test_the_measures_of_a_run_are_those_of_its_genres(store: SQLiteStore) -> No
 
 def test_a_run_without_genres_has_no_measures_of_them(store: SQLiteStore) -> None:
     store.upsert(library.tracks(30))
-    run = store.get(Run, cluster.run(CONFIG, store=store).run_id)
+    run = store.get(Run, library.cluster_them(CONFIG, store).run_id)
     assert run is not None
     assert run.metrics.keys() == {"inertia", "silhouette", "davies_bouldin", "gini"}
 
@@ -73,7 +72,7 @@ def test_a_run_without_genres_has_no_measures_of_them(store: SQLiteStore) -> Non
 def test_an_artist_is_found_among_other_albums_and_an_album_among_all(store: SQLiteStore) -> None:
     """Each artist has one album: without it nothing of the artist is left."""
     store.upsert(catalogue())
-    cluster.run(CONFIG, store=store)
+    library.cluster_them(CONFIG, store)
     for label, apart in (("artist", ("album",)), ("album", ())):
         found = evaluate(CONFIG, label, store=store)
         assert (found.apart, found.settings[0].apart) == (apart, None)
@@ -82,15 +81,15 @@ def test_an_artist_is_found_among_other_albums_and_an_album_among_all(store: SQL
 def test_various_artists_are_not_one_artist(store: SQLiteStore) -> None:
     tracks = [track.model_copy(update={"artist": "Various Artists", "album": None}) for track in catalogue()]
     store.upsert(tracks)
-    cluster.run(CONFIG, store=store)
+    library.cluster_them(CONFIG, store)
     (one,) = evaluate(CONFIG, "genre", store=store).settings
     assert one.apart == one.neighbours
 
 
 def test_the_run_in_force_goes_before_the_latest(store: SQLiteStore) -> None:
     store.upsert(catalogue())
-    first = cluster.run(CONFIG, store=store).run_id
-    cluster.run(parse_config({"clustering": {"engine": "sklearn", "n_clusters": 9}}), store=store)
+    first = library.cluster_them(CONFIG, store).run_id
+    library.cluster_them(parse_config({"clustering": {"engine": "sklearn", "n_clusters": 9}}), store)
     store.upsert([RunInForce(rev=1, run_id=first)])
     assert evaluate(CONFIG, "genre", store=store).settings[0].setting == first
 
@@ -138,7 +137,7 @@ def test_what_cannot_be_measured_is_one_line_that_says_what_can(store: SQLiteSto
     with pytest.raises(ConfigError, match="no clusters yet; run `murmur cluster` first"):
         evaluate(CONFIG, "genre", store=store)
     store.upsert(catalogue())
-    cluster.run(CONFIG, store=store)
+    library.cluster_them(CONFIG, store)
     for label in ("year", "colour"):
         with pytest.raises(ConfigError, match=f"--label {label}: .* has genre, artist, album, mood, serial$"):
             evaluate(CONFIG, label, store=store)

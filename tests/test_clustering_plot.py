@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from clustering import cluster
 from clustering.measures import knn_accuracy
 from clustering.plot import colour, plot, positions, silhouettes
 from core.config import parse_config
@@ -29,7 +28,7 @@ def store(tmp_path: Path) -> Iterator[SQLiteStore]:
 
 def publish(store: SQLiteStore, tracks: list[Track], **clustering: object) -> None:
     store.upsert(tracks)
-    report = cluster.run(parse_config({"clustering": {"engine": "sklearn", **clustering}}), store=store)
+    report = library.cluster_them(parse_config({"clustering": {"engine": "sklearn", **clustering}}), store)
     store.upsert([RunInForce(rev=1, run_id=report.run_id)])
 
 

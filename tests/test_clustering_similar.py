@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[SQLiteStore]:
 
 def publish(store: SQLiteStore, tracks: list[Track]) -> None:
     store.upsert(tracks)
-    store.upsert([RunInForce(rev=1, run_id=cluster.run(CONFIG, store=store).run_id)])
+    store.upsert([RunInForce(rev=1, run_id=library.cluster_them(CONFIG, store).run_id)])
 
 
 def ids(found: list[Similar]) -> list[str]:
@@ -125,7 +125,7 @@ def test_before_any_run_the_line_says_what_to_run(store: SQLiteStore) -> None:
     with pytest.raises(ConfigError, match="no clusters are published yet; run `murmur run AUDIO_DIR` first"):
         similar(store, ["t000"])
     store.upsert(library.tracks(3))
-    cluster.run(CONFIG, store=store)
+    library.cluster_them(CONFIG, store)
     with pytest.raises(ConfigError, match="no clusters are published yet; run `murmur publish` first"):
         similar(store, ["t000"])
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "schema.md").read_text("utf-8")
 KINDS = [
     records.Track, records.Source, records.File, records.Failure, records.Run, records.Group, records.Cluster,
-    records.Assignment, records.RunInForce, records.Member, records.LedgerEntry, records.PublishedRun,
+    records.Lineage, records.Assignment, records.RunInForce, records.Member, records.LedgerEntry, records.PublishedRun,
     records.Description, records.OverRepresented, records.Sound,
 ]  # fmt: skip
 

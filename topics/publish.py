@@ -179,6 +179,7 @@ def _published(latest: Run, ends: Offsets | None = None) -> PublishedRun:
         **latest.model_dump(
             include={"run_id", "created_at", "engine", "feature_set", "n_clusters", "n_tracks", "metrics"}
         ),
+        **latest.lineage.model_dump(include={"former", "births", "deaths", "successors"}),
         sizes={cluster.cluster_id: cluster.size for cluster in latest.clusters},
         descriptions={one.cluster_id: one.description for one in latest.clusters if one.description},
         published=ends is not None,
