@@ -242,8 +242,9 @@ class Cluster(Value):
     radius: Finite
     """Median distance of the members to the centre."""
     centre: list[Finite]
-    description: Description | None = None
     """(n_dimensions,) in the fitted space."""
+    description: Description | None = None
+    """None in runs of earlier versions."""
 
 
 class Lineage(Value):
