@@ -193,13 +193,17 @@ def cluster(
 
 
 @app.command()
-def publish(context: typer.Context, as_json: Json = False) -> None:
+def publish(
+    context: typer.Context,
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="Put this run in force [default: the latest].")] = None,
+    as_json: Json = False,
+) -> None:
     """Send to the cluster topics what differs from the last time."""
     from topics import publish as job
 
     config = _config(context)
     with _opened(config) as (store, bus), _watched(context) as watch:
-        report = job.run(config, store=store, bus=bus, progress=watch)
+        report = job.run(config, store=store, bus=bus, run_id=run, progress=watch)
     show.report("publish", report, as_json=as_json)
 
 

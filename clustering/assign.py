@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from clustering.space import Matrix
+from core.names import UNCLUSTERED
 from core.records import Cluster
 
 Labels = npt.NDArray[np.intp]
 
 POINT = 1e-9
 """A radius below this is rounding noise: the cluster is one point."""
+FAR = 1.5
+"""Times the 99th percentile of the members' distances: farther from the centre a track is in no cluster."""
 BLOCK_VALUES = 4_000_000
 """Distances held at a time while neighbours are sought: 32 MB."""
 
@@ -68,7 +71,17 @@ def assign(clusters: Sequence[Cluster], X: Matrix) -> Assigned:
     return Assigned(labels, distances, score(distances, np.array([cluster.radius for cluster in clusters])[labels]))
 
 
-def neighbours(X: Matrix, n_neighbours: int = 10) -> tuple[Labels, Matrix]:
+def home(cluster: Cluster, distance: float) -> str:
+    """Return where a track at this distance from its nearest centre is published: the cluster, or `UNCLUSTERED`.
+
+    As in `score`, 1 takes the place of the percentile of a cluster that is a single point.
+    """
+    if cluster.p99 is None or distance <= FAR * (cluster.p99 if cluster.p99 >= POINT else 1.0):
+        return cluster.cluster_id
+    return UNCLUSTERED
+
+
+def neighbours(X: Matrix, n_neighbours: int = 10, rows: Labels | None = None) -> tuple[Labels, Matrix]:
     """Return the nearest other rows of each row, nearest first, and their distances.
 
     Parameters
@@ -76,28 +89,32 @@ def neighbours(X: Matrix, n_neighbours: int = 10) -> tuple[Labels, Matrix]:
     X : ndarray, shape (n, d)
     n_neighbours : int
         At most n − 1 are returned.
+    rows : ndarray of int, shape (m,), optional
+        Those whose neighbours are wanted; default: all n.
 
     Returns
     -------
-    indices : ndarray, shape (n, min(n_neighbours, n − 1))
+    indices : ndarray, shape (m, min(n_neighbours, n − 1))
         Equal distances in order of the index.
     distances : ndarray, same shape
         Exact: products of matrices only choose the candidates.
     """
     n, k = len(X), min(n_neighbours, len(X) - 1)
-    indices, distances = np.empty((n, k), dtype=np.intp), np.empty((n, k))
+    rows = np.arange(n) if rows is None else rows
+    indices, distances = np.empty((len(rows), k), dtype=np.intp), np.empty((len(rows), k))
     if k == 0:
         return indices, distances
     norms = np.square(X).sum(axis=1)
     slack = 1e-12 * max(norms.max(), 1.0)
     step = max(BLOCK_VALUES // n, 1)
-    for first in range(0, n, step):
-        squares = norms - 2 * X[first : first + step] @ X.T
-        np.fill_diagonal(squares[:, first:], np.inf)
+    for first in range(0, len(rows), step):
+        chosen = rows[first : first + step]
+        squares = norms - 2 * X[chosen] @ X.T
+        squares[np.arange(len(chosen)), chosen] = np.inf
         limits = np.partition(squares, k - 1, axis=1)[:, k - 1] + slack
-        for row, (values, limit) in enumerate(zip(squares, limits, strict=True), start=first):
+        for i, (values, limit) in enumerate(zip(squares, limits, strict=True), start=first):
             candidates = np.flatnonzero(values <= limit)
-            exact = distances_to(X[candidates], X[row])
+            exact = distances_to(X[candidates], X[rows[i]])
             order = np.argsort(exact, kind="stable")[:k]
-            indices[row], distances[row] = candidates[order], exact[order]
+            indices[i], distances[i] = candidates[order], exact[order]
     return indices, distances

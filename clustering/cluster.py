@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from clustering.assign import Labels, assign, distances_to, nearest, neighbours, score
+from clustering.assign import Labels, distances_to, nearest
 from clustering.centres import (
     SAMPLE_ROWS,
     choose_n_clusters,
@@ -25,15 +25,16 @@ from clustering.identity import identify, trace
 from clustering.library import Library, current_revs, digest_of, read_library
 from clustering.measures import agreement, classes, shape
 from clustering.members import Former, members, number, recall
+from clustering.place import place, store_all
 from clustering.runs import cluster_ids_on, latest_run, next_run_id, purge_runs, require_run, run_in_force
 from clustering.space import Matrix, declare, transform
 from core.blocks import PROFILES
 from core.bus import Bus
 from core.config import Config
-from core.errors import BackendError, ConfigError, MurmurError
+from core.errors import ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import Names, digest
-from core.records import Assignment, Cluster, Failure, Group, Lineage, Neighbour, Record, Run, Track, next_rev
+from core.records import Assignment, Cluster, Failure, Group, Lineage, Run, Track, next_rev
 from core.store import Store
 
 log = logging.getLogger(__name__)
@@ -196,11 +197,11 @@ def check(config: Config) -> None:
     profiles = config.features.profiles
     extracted = {block for profile in profiles for block in PROFILES[profile]}
     groups = {f"clustering.groups.{name}": group.blocks for name, group in config.clustering.groups if group.weight}
-    for place, blocks in (groups | {"the telling of copies": ("mfcc",)}).items():
+    for what, blocks in (groups | {"the telling of copies": ("mfcc",)}).items():
         if missing := [block for block in blocks if block not in extracted]:
             wanted = {next(name for name, its_blocks in PROFILES.items() if block in its_blocks) for block in missing}
             raise ConfigError(
-                f"{place}: needs {', '.join(missing)}, which features.profiles [{', '.join(profiles)}] does not have; "
+                f"{what}: needs {', '.join(missing)}, which features.profiles [{', '.join(profiles)}] does not have; "
                 f"write [{', '.join(sorted({*wanted, *profiles}))}] and extract again"
             )
 
@@ -293,6 +294,7 @@ def describe_run(
                 cluster_id=ids[label],
                 size=int(np.sum(fitted.labels == label)),
                 radius=float(np.median(distances[fitted.labels == label])),
+                p99=float(np.percentile(distances[fitted.labels == label], 99)),
                 centre=fitted.centres[label].tolist(),
                 description=descriptions[label],
             )
@@ -317,50 +319,21 @@ def measure(fitted: Fit, distances: Matrix, library: Library, random_state: int)
 
 
 def assignments(run: Run, library: Library, fitted: Fit, progress: Watch = ignore) -> Iterator[Assignment]:
-    """Yield where each track is, with its 10 nearest others by exact distance in the whole library.
-
-    A neighbour's score is ``1 / (1 + d/r)`` with the radius r of the track's own cluster, so that the
-    scores of a track and of its neighbours are on one scale: 1/2 is as far as half the members are from
-    the centre.
-    """
-    placed = assign(run.clusters, fitted.X)
+    """Yield where each track is, with its 10 nearest others by exact distance in the whole library."""
     progress(Progress("neighbours", 0, len(library.revs)))
-    indices, distances = neighbours(fitted.X)
-    radii = np.array([cluster.radius for cluster in run.clusters])[placed.labels]
-    scores = score(distances, radii[:, None])
-    track_ids = library.track_ids
-    for i, (track_id, rev) in enumerate(library.revs.items()):
-        yield Assignment(
-            rev=run.rev,
-            run_id=run.run_id,
-            track_id=track_id,
-            track_rev=rev,
-            cluster_id=run.clusters[placed.labels[i]].cluster_id,
-            distance=float(placed.distances[i]),
-            score=float(placed.scores[i]),
-            neighbours=[
-                Neighbour(track_id=track_ids[j], score=float(near))
-                for j, near in zip(indices[i], scores[i], strict=True)
-            ],
-        )
+    yield from place(run, library.track_ids, list(library.revs.values()), fitted.X, rev=run.rev)
 
 
 def write(store: Store, run: Run, records: Iterator[Assignment], progress: Watch = ignore) -> int:
     """Write the run, its assignments in batches, then the run as complete; return how many assignments."""
-    _upsert(store, [run])
+    store_all(store, [run])
     written = 0
     while batch := list(islice(records, BATCH)):
-        _upsert(store, batch)
+        store_all(store, batch)
         written += len(batch)
         progress(Progress("write", written, run.n_tracks))
-    _upsert(store, [run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})])
+    store_all(store, [run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})])
     return written
-
-
-def _upsert(store: Store, records: Sequence[Record]) -> None:
-    refused = store.upsert(records).refused
-    for key, reason in refused.items():
-        raise BackendError(f"{store.url}: cannot store {key}: {reason}")
 
 
 def _model(config: Config, store: Store, run_id: str) -> Run:

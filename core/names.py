@@ -11,6 +11,8 @@ from pathlib import Path
 
 CURRENT = "current"
 """The key of the runs topic that names the run in force."""
+UNCLUSTERED = "unclustered"
+"""Stands for a cluster id where a track is too far from every centre."""
 
 
 @dataclass(frozen=True, slots=True)

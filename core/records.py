@@ -241,6 +241,8 @@ class Cluster(Value):
     size: Int64
     radius: Finite
     """Median distance of the members to the centre."""
+    p99: Finite | None = None
+    """99th percentile of that distance; None in runs that did not measure it."""
     centre: list[Finite]
     """(n_dimensions,) in the fitted space."""
     description: Description | None = None
@@ -387,8 +389,10 @@ class LedgerEntry(Value):
     since_run: str
     score: Finite
     digest: str
-    """Digest of the `Member` without `since_run`."""
+    """Digest of the track's metadata."""
     track_rev: Int64
+    neighbours: list[Int64] = []
+    """CRC-32 of the id, title and artist of each."""
 
 
 class PublishedRun(Value):

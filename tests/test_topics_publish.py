@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kafka
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -28,12 +30,23 @@ from topics_library import (
     track,
 )
 
+from clustering.place import settle
 from core.bus import Offsets, Producer, TopicPartition, read_to_end
 from core.config import Config
-from core.errors import FencedError, MurmurError
+from core.errors import ConfigError, FencedError, MurmurError
 from core.names import CURRENT
-from core.records import Assignment, LedgerEntry, Member, PublishedRun, RunInForce, Track, next_rev
-from topics import publish
+from core.records import (
+    Assignment,
+    LedgerEntry,
+    Member,
+    Neighbour,
+    PublishedRun,
+    Run,
+    RunInForce,
+    Track,
+    next_rev,
+)
+from topics import publisher
 from topics.fold import fold
 
 FULL = "MURMUR_FULL" in os.environ
@@ -295,14 +308,152 @@ class TestRefusals:
         with pytest.raises(MurmurError, match="murmur cluster"):
             world.publish()
 
-    def test_no_track_leaves_because_assignments_of_the_run_are_missing(self, world: World) -> None:
+    def test_no_track_leaves_because_assignments_of_the_run_go_meanwhile(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         add_run(world.store, FIRST)
         world.publish()
         run = add_run(world.store, FIRST)
-        world.store.purge(Assignment, f"{run.run_id}/c")
+
+        def purged(*arguments: Any) -> int:
+            n_assignments = settle(*arguments)
+            world.store.purge(Assignment, f"{run.run_id}/c")
+            return n_assignments
+
+        monkeypatch.setattr(publisher, "settle", purged)
         with pytest.raises(MurmurError, match="5 of the 6 assignments"):
             world.publish()
         assert world.said() == FIRST
+
+    def test_a_run_that_can_assign_nothing_is_not_published(self, world: World) -> None:
+        first = add_run(world.store, FIRST)
+        world.publish()
+        world.store.purge(Assignment, f"{first.run_id}/")
+        world.store.upsert([track(track_id).model_copy(update={"feature_set": "f1"}) for track_id in FIRST])
+        with pytest.raises(MurmurError, match="no track has its feature set f0"):
+            world.publish()
+        assert world.said() == FIRST
+
+    def test_a_run_that_is_not_there_is_named_with_those_that_are(self, world: World) -> None:
+        run = add_run(world.store, FIRST)
+        with pytest.raises(ConfigError, match=f"no run is named .nothing.; there are {run.run_id}"):
+            world.publish(run_id="nothing")
+
+
+class TestWhatIsDue:
+    """Of a track that stays where it is."""
+
+    MANY = dict.fromkeys("abcdefghijkl", "c01")
+
+    def test_a_score_is_sent_once_it_has_moved_far_enough_since_it_was_sent(self, world: World) -> None:
+        add_run(world.store, self.MANY, {"a": 0.5})
+        world.publish()
+        for score, n_due in ((0.54, 0), (0.56, 1), (0.60, 0), (0.5, 1)):
+            add_run(world.store, self.MANY, {"a": score})
+            assert len(self.MANY) - world.publish().unchanged == n_due
+
+    def test_neighbours_are_sent_once_more_than_two_of_ten_are_others(self, world: World) -> None:
+        run = add_run(world.store, self.MANY)
+        near = [Neighbour(track_id=one, score=0.9) for one in "bcdefghijk"]
+        for others, n_due in (("", None), ("l", 0), ("lm", 0), ("lmn", 1)):
+            changed = [Neighbour(track_id=one, score=0.9) for one in others]
+            self.give_neighbours(world, run, [*near[len(others) :], *changed])
+            report = world.publish()
+            assert n_due is None or len(self.MANY) - report.unchanged == n_due
+
+    def give_neighbours(self, world: World, run: Run, neighbours: list[Neighbour]) -> None:
+        if not world.store.count(Track, {"track_id": "m"}):
+            world.store.upsert([track(one).model_copy(update={"feature_set": "f1"}) for one in "mn"])
+        found = world.store.get(Assignment, f"{run.run_id}/a")
+        assert found
+        changed = found.model_copy(update={"neighbours": neighbours, "rev": next_rev(found.rev)})
+        assert world.store.upsert([changed]).written == 1
+
+    def test_what_an_entry_of_the_ledger_does_not_say_is_sent_once(self, world: World) -> None:
+        """An earlier version wrote the entry: its digest is another's, and it names no neighbours."""
+        add_run(world.store, FIRST)
+        world.publish()
+        producer = world.bus.producer()
+        for key, entry in ledger(world).items():
+            former = entry.model_copy(update={"digest": "of all", "neighbours": []})
+            producer.send(world.names.members, key.encode(), former.to_json())
+        producer.flush()
+        producer.close()
+        assert (world.publish().unchanged, world.publish().sent) == (0, 0)
+
+
+def test_tracks_too_far_from_every_centre_are_published_as_unclustered(world: World) -> None:
+    add_run(world.store, FIRST, p99=1.0)
+    world.store.upsert([track("near", 2 + 1.4), track("far", 2 + 1.6)])
+    world.publish()
+    expected = FIRST | {"near": "c02", "far": "unclustered"}
+    assert world.said() == expected
+    assert runs(world)[current(world)].sizes == {"c01": 3, "c02": 4, "unclustered": 1}
+
+
+class TestTracksThatCameAfterTheRun:
+    def test_they_are_assigned_with_it_and_published(self, world: World) -> None:
+        run = add_run(world.store, FIRST)
+        world.store.upsert([track("g", 2.25)])
+        world.publish()
+        assert world.said() == FIRST | {"g": "c02"}
+        found = world.store.get(Assignment, f"{run.run_id}/g")
+        assert found
+        assert (found.cluster_id, found.distance, found.score) == ("c02", 0.25, 1 / 1.25)
+        assert [near.track_id for near in found.neighbours] == [*"defabc"]
+
+    def test_so_are_those_whose_sound_has_changed(self, world: World) -> None:
+        add_run(world.store, FIRST)
+        world.publish()
+        world.store.upsert([track("a", 1.9)])
+        world.publish()
+        assert world.said() == FIRST | {"a": "c02"}
+
+    def test_those_of_another_feature_set_and_silent_ones_wait(self, world: World) -> None:
+        add_run(world.store, FIRST)
+        world.store.upsert([track("g").model_copy(update={"feature_set": "f1"}), track("h", flags=["silent"])])
+        world.publish()
+        assert world.said() == FIRST
+
+
+class TestRollback:
+    SECOND = FIRST | {"a": "c02", "f": "c03"}
+
+    def test_an_earlier_run_is_put_in_force_again_exactly(self, world: World) -> None:
+        first = add_run(world.store, FIRST)
+        world.publish()
+        add_run(world.store, self.SECOND)
+        world.publish()
+        world.publish(run_id=first.run_id)
+        assert (world.said(), current(world)) == (FIRST, first.run_id)
+        assert world.publish(run_id=first.run_id).sent == 0
+
+    def test_where_its_assignments_are_no_longer_kept_they_are_made_anew(self, world: World) -> None:
+        first = add_run(world.store, FIRST)
+        world.publish()
+        add_run(world.store, self.SECOND)
+        world.publish()
+        world.store.purge(Assignment, f"{first.run_id}/")
+        world.publish(run_id=first.run_id)
+        assert (world.said(), current(world)) == (FIRST, first.run_id)
+        assert world.store.count(Assignment, {"run_id": first.run_id}) == len(FIRST)
+
+
+@pytest.mark.servers
+def test_a_cluster_topic_that_has_gone_is_made_again_and_its_members_are_sent_again(
+    tmp_path: Path, kafka_url: str
+) -> None:
+    with opened(settings(tmp_path, kafka_url)) as world:
+        first = add_run(world.store, FIRST)
+        world.publish()
+        with kafka.KafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://").split(",")) as admin:
+            admin.delete_topics([world.names.cluster("c01")])
+        while world.names.cluster("c01") in world.bus.topics():
+            time.sleep(0.05)
+        add_run(world.store, FIRST | {"b": "c02"})
+        assert world.publish().unchanged == 3
+        assert world.said() == FIRST | {"b": "c02"}
+        assert members(world)["a"].since_run == first.run_id
 
 
 def _kill() -> None:
@@ -310,7 +461,7 @@ def _kill() -> None:
 
 
 def _publish_mortally(config: Config, steps: int) -> None:
-    publish.CHUNK = 2
+    publisher.CHUNK = 2
     with opened(config) as world:
         world.publish(Mortal(world.bus, steps, _kill))
 
@@ -319,7 +470,7 @@ class TestDeath:
     def test_a_job_that_died_at_any_step_is_taken_up_by_the_next(
         self, tmp_path: Path, bus_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(publish, "CHUNK", 2)
+        monkeypatch.setattr(publisher, "CHUNK", 2)
         target = {"a": "c02", "b": "c03", "c": "c03", "d": "c02", "e": "c01", "g": "c01"}
         for steps in range(0, 40, 4 if bus_url and not FULL else 1):
             (folder := tmp_path / str(steps)).mkdir()
@@ -353,7 +504,7 @@ class TestDeath:
         assert world.said() == target
 
     def test_an_older_job_that_is_still_alive_is_fenced(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(publish, "CHUNK", 2)
+        monkeypatch.setattr(publisher, "CHUNK", 2)
         add_run(world.store, FIRST)
         newer = dict.fromkeys(FIRST, "c03")
 
@@ -373,10 +524,10 @@ class TestDeath:
         add_run(world.store, FIRST)
         producer = world.bus.producer
 
-        def overtaken(transactional_id: str | None = None) -> Producer:
+        def overtaken(transactional_id: str | None = None, **options: Any) -> Producer:
             with opened(world.config) as other:
                 other.publish()
-            return producer(transactional_id)
+            return producer(transactional_id, **options)
 
         monkeypatch.setattr(world.bus, "producer", overtaken)
         assert world.publish().sent == 0

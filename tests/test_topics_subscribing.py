@@ -15,7 +15,7 @@ import pytest
 from topics_library import JobDiedError, Mortal, World, add_run, messages, opened, settings
 
 from core.records import Member, NamedNeighbour, PublishedRun
-from topics import publish
+from topics import publisher
 
 PAGE = (Path(__file__).parent.parent / "docs" / "subscribing.md").read_text("utf-8")
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02"}
@@ -96,7 +96,7 @@ def test_the_program_prints_the_run_in_force_as_a_whole_while_another_is_sent(
     add_run(world.store, {"a": "c02", "b": "c01", "d": "c03"})
     world.publish()
     add_run(world.store, dict.fromkeys(FIRST, "c04"))
-    monkeypatch.setattr(publish, "CHUNK", 1)
+    monkeypatch.setattr(publisher, "CHUNK", 1)
     with pytest.raises(JobDiedError):
         world.publish(Mortal(world.bus, 12))
     done = subprocess.run(

@@ -10,20 +10,34 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from clustering.identity import number
 from core import open_bus, open_store
-from core.bus import Bus, Message, Producer, TopicPartition, read_to_end
+from core.bus import Bus, Consumer, Message, Producer, TopicPartition, read_to_end
 from core.config import Config, parse_config
 from core.jobs import Report
 from core.names import Names
-from core.records import Assignment, Cluster, File, Neighbour, Run, Source, Track, next_rev
+from core.records import Assignment, Cluster, File, Group, Neighbour, Run, Source, Track, next_rev
 from core.store import Store
 from topics import publish
 
 FOLDER = "/music/of/the/operator"
 RUN_IDS = count()
+LINE = Group(
+    name="line",
+    weight=1.0,
+    clip=1e9,
+    columns=["mfcc.mean[0]"],
+    mean=[0.0],
+    std=[1.0],
+    pca_mean=[0.0],
+    components=[[1.0]],
+    scale=1.0,
+)
+"""The space of every run here: a line, on which a cluster's centre is the number in its id."""
 
 
-def track(track_id: str, **changed: object) -> Track:
+def track(track_id: str, place: float = 1.0, **changed: object) -> Track:
+    """Return a track that is at a place of the line."""
     source = Source(
         path=f"{FOLDER}/{track_id}.flac",
         size=1,
@@ -49,15 +63,19 @@ def track(track_id: str, **changed: object) -> Track:
         source=source,
         copies=[File(path=f"{FOLDER}/copy of {track_id}.flac", size=1, mtime_ns=1)],
         feature_set="f0",
-        features={"mfcc": {"mean": [0.0]}},
+        features={"mfcc": {"mean": [place]}},
         **(fields | changed),
     )
 
 
-def add_run(store: Store, clusters: Mapping[str, str], scores: Mapping[str, float] | None = None) -> Run:
-    """Write the tracks that are new, and a complete run: track_id → cluster id; neighbours are the next two."""
+def add_run(
+    store: Store, clusters: Mapping[str, str], scores: Mapping[str, float] | None = None, p99: float | None = None
+) -> Run:
+    """Make these the tracks, and write a complete run: track_id → cluster id; neighbours are the next two."""
     there = {document["track_id"] for document in store.scan(Track, fields=("track_id",))}
-    store.upsert([track(track_id) for track_id in clusters if track_id not in there])
+    store.upsert([track(one, number(name)) for one, name in clusters.items() if one not in there])
+    store.delete(Track, dict.fromkeys(there - clusters.keys(), next_rev()))
+    revs = {document["track_id"]: document["rev"] for document in store.scan(Track, fields=("track_id", "rev"))}
     ids = sorted(set(clusters.values()))
     run = Run(
         rev=next_rev(),
@@ -71,20 +89,25 @@ def add_run(store: Store, clusters: Mapping[str, str], scores: Mapping[str, floa
         n_tracks=len(clusters),
         input_digest="i",
         settings_digest="s",
-        space=[],
+        space=[LINE],
         clusters=[
-            Cluster(cluster_id=name, size=list(clusters.values()).count(name), radius=1.0, centre=[0.0]) for name in ids
+            Cluster(
+                cluster_id=name, size=list(clusters.values()).count(name), radius=1.0, p99=p99, centre=[number(name)]
+            )
+            for name in ids
         ],
         metrics={"inertia": 1.0},
     )
     store.upsert([run])
-    store.upsert([_assignment(run, track_id, clusters, scores or {}) for track_id in clusters])
+    store.upsert([_assignment(run, track_id, clusters, scores or {}, revs[track_id]) for track_id in clusters])
     complete = run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})
     store.upsert([complete])
     return complete
 
 
-def _assignment(run: Run, track_id: str, clusters: Mapping[str, str], scores: Mapping[str, float]) -> Assignment:
+def _assignment(
+    run: Run, track_id: str, clusters: Mapping[str, str], scores: Mapping[str, float], track_rev: int
+) -> Assignment:
     order = sorted(clusters)
     place = order.index(track_id)
     near = [*order[place + 1 :], *order[:place]][:2]
@@ -92,7 +115,7 @@ def _assignment(run: Run, track_id: str, clusters: Mapping[str, str], scores: Ma
         rev=run.rev,
         run_id=run.run_id,
         track_id=track_id,
-        track_rev=1,
+        track_rev=track_rev,
         cluster_id=clusters[track_id],
         distance=1.0,
         score=scores.get(track_id, 0.5),
@@ -137,8 +160,8 @@ class World:
     def names(self) -> Names:
         return Names(self.config.topics.prefix)
 
-    def publish(self, bus: Bus | None = None) -> Report:
-        return publish.run(self.config, store=self.store, bus=bus or self.bus)
+    def publish(self, bus: Bus | None = None, run_id: str | None = None) -> Report:
+        return publish.run(self.config, store=self.store, bus=bus or self.bus, run_id=run_id)
 
     def said(self) -> dict[str, str]:
         return said(self.bus, self.names)
@@ -174,8 +197,8 @@ class Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
-    def producer(self, transactional_id: str | None = None) -> MortalProducer:
-        return MortalProducer(self._bus.producer(transactional_id), self.step)
+    def producer(self, transactional_id: str | None = None, *, commits: Consumer | None = None) -> MortalProducer:
+        return MortalProducer(self._bus.producer(transactional_id, commits=commits), self.step)
 
     def step(self) -> None:
         if self._left == 0:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+from zlib import crc32
 
+import orjson
+
+from clustering.assign import home
 from core.errors import MurmurError
 from core.jobs import Progress, Watch
 from core.names import digest
 from core.records import Assignment, LedgerEntry, Member, Run, Track
 from core.store import Document, Store
 
-METADATA = ("track_id", "title", "artist", "album", "genre", "year", "duration", "extra", "rev")
+SHOWN = ("title", "artist", "album", "genre", "year", "duration", "extra")
+"""What a subscriber sees of a track."""
+FIELDS = ("track_id", *SHOWN, "rev")
 """What is read of a track; never `features`, and not `source`, which holds a path."""
+SCORE_STEP = 0.05
+"""A score that has moved no farther since it was sent is not sent again."""
+NEIGHBOUR_SHARE = 0.2
+"""Nor are neighbours of which no larger share has changed: 2 of 10."""
 STEP = 500
 """Assignments between two words of progress."""
 
@@ -36,19 +46,22 @@ class Due(NamedTuple):
     entry: LedgerEntry | None
 
 
-def due(run: Run, store: Store, ledger: Ledger, progress: Watch) -> Iterator[Due]:
-    """Yield what of a run the topics don't say yet.
+def due(
+    run: Run, n_assignments: int, store: Store, ledger: Mapping[str, LedgerEntry], progress: Watch
+) -> Iterator[Due]:
+    """Yield what of a run the topics don't say yet; the name of the run alone is no difference.
 
-    A message is due when the cluster or anything else a subscriber sees differs; the name of the
-    run alone is no difference. Memory grows with the ledger and the titles only.
+    Memory grows with the ledger and the titles only.
 
     Parameters
     ----------
     run : Run
+    n_assignments : int
+        How many the run has.
     store : Store
-        With the assignments of the run.
-    ledger : dict of str to LedgerEntry
-        Used up on the way: tracks that remain in it at the end have left.
+        With them.
+    ledger : mapping of str to LedgerEntry
+        May learn on the way what was sent.
     progress : callable
 
     Raises
@@ -56,22 +69,73 @@ def due(run: Run, store: Store, ledger: Ledger, progress: Watch) -> Iterator[Due
     MurmurError
         If assignments of the run are missing, before a track leaves for that reason.
     """
-    titles = {track.pop("track_id"): track for track in store.scan(Track, fields=("track_id", "title", "artist"))}
+    titles = read_titles(store)
     assignments = store.scan(Assignment, prefix=f"{run.run_id}/")
+    judge = Judge(run, titles)
+    there = set()
     read = 0
-    for assignment, track in _paired(assignments, store.scan(Track, fields=METADATA)):
+    for assignment, track in _paired(assignments, store.scan(Track, fields=FIELDS)):
         read += 1
         if track is not None:
-            last = ledger.pop(track["track_id"], None)
-            yield from _compare(last, _member(assignment, track, titles, last), track["rev"])
+            there.add(track["track_id"])
+            if found := judge.compare(ledger.get(track["track_id"]), assignment, track):
+                yield found
         if read % STEP == 0:
-            progress(Progress("publish", read, run.n_tracks))
-    if read != run.n_tracks:
-        found = f"{store.url} holds {read} of the {run.n_tracks} assignments of run {run.run_id}"
-        raise MurmurError(f"{found}; run `murmur cluster` again")
+            progress(Progress("publish", read, n_assignments))
+    if read < n_assignments:
+        found_only = f"{store.url} holds {read} of the {n_assignments} assignments of run {run.run_id}"
+        raise MurmurError(f"{found_only}; run `murmur publish` again")
     progress(Progress("publish", read, read))
-    for entry in ledger.values():
-        yield Due(entry.cluster_id, entry.track_id, "left", entry.cluster_id, None, None)
+    for entry in [entry for track_id, entry in ledger.items() if track_id not in there]:
+        yield leaver(entry)
+
+
+class Judge:
+    """Tells what of a track is to be sent, by a run and the titles of its neighbours."""
+
+    def __init__(self, run: Run, titles: Titles) -> None:
+        self._clusters = {cluster.cluster_id: cluster for cluster in run.clusters}
+        self._titles = titles
+
+    def compare(self, last: LedgerEntry | None, assignment: Document, track: Document) -> Due | None:
+        """Return what is to be sent of a track, None where the difference is none or too small."""
+        titles = self._titles
+        near = [one | titles[one["track_id"]] for one in assignment["neighbours"] if one["track_id"] in titles]
+        cluster_id = home(self._clusters[assignment["cluster_id"]], assignment["distance"])
+        entry = LedgerEntry(
+            track_id=track["track_id"],
+            cluster_id=cluster_id,
+            since_run=last.since_run if last and last.cluster_id == cluster_id else assignment["run_id"],
+            score=assignment["score"],
+            digest=digest(orjson.dumps([track[name] for name in SHOWN], option=orjson.OPT_SORT_KEYS)),
+            track_rev=track["rev"],
+            neighbours=[crc32(f"{one['track_id']} {one['title']} {one['artist']}".encode()) for one in near],
+        )
+        if last and not _differ(last, entry):
+            return None
+        shown = entry.model_dump(include={"cluster_id", "score", "since_run"})
+        member = Member.from_document({**track, **shown, "neighbours": near})
+        moved = last is not None and last.cluster_id != cluster_id
+        what = "joined" if last is None else "moved" if moved else "changed"
+        return Due(cluster_id, entry.track_id, what, last.cluster_id if last and moved else None, member, entry)
+
+
+def leaver(entry: LedgerEntry) -> Due:
+    """Return what is to be sent of a track that leaves."""
+    return Due(entry.cluster_id, entry.track_id, "left", entry.cluster_id, None, None)
+
+
+def read_titles(store: Store) -> Titles:
+    """Return the title and artist of every track."""
+    return {track.pop("track_id"): track for track in store.scan(Track, fields=("track_id", "title", "artist"))}
+
+
+def _differ(last: LedgerEntry, now: LedgerEntry) -> bool:
+    if (last.cluster_id, last.digest) != (now.cluster_id, now.digest) or abs(last.score - now.score) > SCORE_STEP:
+        return True
+    before, after = set(last.neighbours), set(now.neighbours)
+    most = max(len(before), len(after))
+    return most - len(before & after) > NEIGHBOUR_SHARE * most
 
 
 def _paired(assignments: Iterator[Document], tracks: Iterator[Document]) -> Iterator[tuple[Document, Document | None]]:
@@ -82,35 +146,3 @@ def _paired(assignments: Iterator[Document], tracks: Iterator[Document]) -> Iter
             track = next(tracks, None)
         found = track is not None and track["track_id"] == assignment["track_id"]
         yield assignment, track if found else None
-
-
-def _member(assignment: Document, track: Document, titles: Titles, last: LedgerEntry | None) -> Member:
-    stays = last is not None and last.cluster_id == assignment["cluster_id"]
-    return Member.from_document(
-        {
-            **track,
-            "cluster_id": assignment["cluster_id"],
-            "score": assignment["score"],
-            "neighbours": [
-                near | titles[near["track_id"]] for near in assignment["neighbours"] if near["track_id"] in titles
-            ],
-            "since_run": last.since_run if last and stays else assignment["run_id"],
-        }
-    )
-
-
-def _compare(last: LedgerEntry | None, member: Member, track_rev: int) -> Iterator[Due]:
-    seen = digest(member.model_dump_json(exclude={"since_run"}).encode())
-    if last is not None and last.digest == seen:
-        return
-    moved = last is not None and last.cluster_id != member.cluster_id
-    entry = LedgerEntry(
-        track_id=member.track_id,
-        cluster_id=member.cluster_id,
-        since_run=member.since_run,
-        score=member.score,
-        digest=seen,
-        track_rev=track_rev,
-    )
-    what = "joined" if last is None else "moved" if moved else "changed"
-    yield Due(member.cluster_id, member.track_id, what, last.cluster_id if last and moved else None, member, entry)

@@ -1,0 +1,200 @@
+"""The one who writes to the cluster topics: what they said before, transactions, and the mark at the end.
+
+The authority on what the topics say is the ledger topic. Each change travels in one transaction
+with its ledger entry: a job that dies anywhere leaves a true ledger, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
+from typing import TypeVar
+
+from clustering.place import Places, settle
+from core.bus import Bus, Consumer, Offsets, Producer, read_to_end
+from core.config import Config
+from core.errors import MurmurError
+from core.jobs import Watch
+from core.names import CURRENT, UNCLUSTERED, Names, cloud_event
+from core.records import LedgerEntry, Member, PublishedRun, Record, Run, RunInForce, Value, next_rev
+from core.store import Store
+from topics.due import Due, Ledger, due
+from topics.fold import changes, update
+
+CHUNK = 500
+"""Tracks per transaction."""
+WINDOW = 10_000
+"""Changes sorted by cluster at a time: bounds the memory, and keeps the topics of a transaction few."""
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Publisher:
+    """Has fenced all others, and knows what the topics say; every message has a `rev` of its own."""
+
+    config: Config
+    names: Names
+    bus: Bus
+    store: Store
+    producer: Producer
+    ledger: Ledger
+    runs: dict[str, PublishedRun]
+    in_force: RunInForce | None
+    rev: int
+    """The last one that was used."""
+    sent: int = 0
+    written: int = 0
+    """Records of the store."""
+
+    def publish(self, run: Run, progress: Watch, places: Places | None = None) -> Counter[str]:
+        """Send what a run changes, and put it in force; return how many tracks joined, moved, changed, left and stayed.
+
+        Raises
+        ------
+        MurmurError
+            If the store has neither assignments of the run nor tracks of its feature set.
+        """
+        n_assignments = settle(self.store, run, places, progress)
+        if not n_assignments:
+            features = f"its assignments are no longer kept, and no track has its feature set {run.feature_set}"
+            raise MurmurError(f"{self.store.url}: run {run.run_id} cannot be published: {features}; publish another")
+        self.make_topics(run)
+        if run.run_id not in self.runs:
+            with self.producer.transaction():
+                self._mark(run)
+        tally = self.send(run.feature_set, due(run, n_assignments, self.store, self.ledger, progress))
+        if tally or not self._says(run):
+            self._put_in_force(run)
+        assert self.in_force is not None
+        self.written += self.store.upsert([self.in_force]).written
+        tally["stayed"] = len(self.ledger) - tally["joined"] - tally["moved"] - tally["changed"]
+        return tally
+
+    def make_topics(self, run: Run) -> None:
+        """Create the topics of a run and of all that was sent; what went to one that is gone is due again."""
+        there = set(self.bus.topics())
+        wanted = {UNCLUSTERED, *(cluster.cluster_id for cluster in run.clusters)}
+        wanted |= {entry.cluster_id for entry in self.ledger.values()}
+        self.bus.create_topics(self.config.topics.of_clusters(sorted(wanted)))
+        gone = {cluster_id for cluster_id in wanted if self.names.cluster(cluster_id) not in there}
+        for track_id, entry in self.ledger.items():
+            if entry.cluster_id in gone:
+                self.ledger[track_id] = entry.model_copy(update={"digest": ""})
+
+    def send(self, feature_set: str, changes: Iterable[Due]) -> Counter[str]:
+        """Send changes, `CHUNK` in a transaction; return how many tracks joined, moved, changed and left."""
+        tally: Counter[str] = Counter()
+        for window in _pieces(changes, WINDOW):
+            window.sort(key=attrgetter("cluster_id", "track_id"))
+            for chunk in _pieces(window, CHUNK):
+                with self.producer.transaction():
+                    for change in chunk:
+                        self._send_change(feature_set, change)
+                for change in chunk:
+                    self._remember(change)
+                tally.update(change.what for change in chunk)
+                log.info("%d tracks sent, from %s to %s", len(chunk), chunk[0].cluster_id, chunk[-1].cluster_id)
+        return tally
+
+    def _says(self, run: Run) -> bool:
+        """Return whether a run was sent in full and put in force."""
+        known = self.runs.get(run.run_id)
+        return bool(known and known.published and self.in_force and self.in_force.run_id == run.run_id)
+
+    def _put_in_force(self, run: Run) -> None:
+        """Mark a run as published, with the offsets of a consistent view, and as the current one."""
+        in_force = RunInForce(rev=next_rev(self.rev), run_id=run.run_id)
+        with self.producer.transaction():
+            self._send(run.feature_set, self.names.runs, RunInForce, CURRENT, in_force)
+            self.producer.flush()  # Kafka takes it once the former transactions are readable, so `ends` sees them
+            self._mark(run, self.bus.ends(cluster_topics(self.bus, self.names)))
+        self.in_force = in_force
+
+    def _mark(self, run: Run, ends: Offsets | None = None) -> None:
+        """Make a run known before its changes, or with the `ends` once they are sent."""
+        sizes = Counter(entry.cluster_id for entry in self.ledger.values()) if ends is not None else None
+        self.runs[run.run_id] = _published(run, sizes, ends)
+        self._send(run.feature_set, self.names.runs, PublishedRun, run.run_id, self.runs[run.run_id])
+
+    def _send_change(self, feature_set: str, change: Due) -> None:
+        if change.tombstone:
+            self._send(feature_set, self.names.cluster(change.tombstone), Member, change.track_id, None)
+        if change.member:
+            self._send(feature_set, self.names.cluster(change.cluster_id), Member, change.track_id, change.member)
+        self._send(feature_set, self.names.members, LedgerEntry, change.track_id, change.entry)
+
+    def _remember(self, change: Due) -> None:
+        if change.entry:
+            self.ledger[change.track_id] = change.entry
+        else:
+            del self.ledger[change.track_id]
+
+    def _send(self, feature_set: str, topic: str, kind: type[Value], key: str, value: Value | None) -> None:
+        self.rev = value.rev if isinstance(value, Record) else next_rev(self.rev)
+        headers = cloud_event(kind.__name__, key, self.rev, feature_set)
+        self.producer.send(topic, key.encode(), value.to_json() if value else None, headers)
+        self.sent += 1
+
+
+@contextmanager
+def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consumer | None = None) -> Iterator[Publisher]:
+    """Take the writing over from whoever has it, and read what the topics say."""
+    names = Names(config.topics.prefix)
+    bus.create_topics(config.topics.of_clusters([]))
+    producer = bus.producer(names.publisher, commits=commits)  # what is read from here on stays true
+    try:
+        yield _read_past(config, names, bus, store, producer)
+    finally:
+        producer.close()
+
+
+def cluster_topics(bus: Bus, names: Names) -> list[str]:
+    """Return the cluster topics there are."""
+    return [topic for topic in bus.topics() if names.cluster_of(topic)]
+
+
+def _read_past(config: Config, names: Names, bus: Bus, store: Store, producer: Producer) -> Publisher:
+    mirror = store.get(RunInForce, RunInForce.current)
+    publisher = Publisher(config, names, bus, store, producer, {}, {}, None, mirror.rev if mirror else 0)
+    for entry in changes(read_to_end(bus, [names.members]), LedgerEntry):
+        update(publisher.ledger, entry)
+        publisher.rev = max(publisher.rev, entry.rev)
+    messages = list(read_to_end(bus, [names.runs]))
+    for run in changes((message for message in messages if message.key != CURRENT.encode()), PublishedRun):
+        update(publisher.runs, run)
+        publisher.rev = max(publisher.rev, run.rev)
+    for current in changes((message for message in messages if message.key == CURRENT.encode()), RunInForce):
+        publisher.in_force = current.value
+        publisher.rev = max(publisher.rev, current.rev)
+    return publisher
+
+
+def _published(run: Run, sizes: Counter[str] | None, ends: Offsets | None) -> PublishedRun:
+    offsets: dict[str, dict[str, int]] = {}
+    for (topic, partition), end in sorted((ends or {}).items()):
+        offsets.setdefault(topic, {})[str(partition)] = end
+    planned = {cluster.cluster_id: cluster.size for cluster in run.clusters}
+    return PublishedRun(
+        **run.model_dump(
+            include={"run_id", "created_at", "engine", "feature_set", "n_clusters", "n_tracks", "metrics"}
+        ),
+        **run.lineage.model_dump(include={"former", "births", "deaths", "successors"}),
+        descriptions={one.cluster_id: one.description for one in run.clusters if one.description},
+        sizes=planned if sizes is None else {**dict.fromkeys(planned, 0), **sizes},
+        published=ends is not None,
+        offsets=offsets,
+    )
+
+
+def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
