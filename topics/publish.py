@@ -15,7 +15,6 @@ from core.records import Run
 from core.store import Store
 from topics.publisher import opened_publisher
 
-
 log = logging.getLogger(__name__)
 
 
