@@ -151,15 +151,14 @@ class Database:
         size = _bytes(self._beside("-wal"))
         if size <= CHECKPOINT_BYTES:
             return
+        mode = "PASSIVE" if size <= LONG_LOG * CHECKPOINT_BYTES else "RESTART"
+        connection.execute(f"PRAGMA busy_timeout={READERS_MS}")
         try:
-            if size <= LONG_LOG * CHECKPOINT_BYTES:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                return
-            connection.execute(f"PRAGMA busy_timeout={READERS_MS}")
-            connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            connection.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
+            connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except sqlite3.Error as error:
             log.warning("%s: the write-ahead log stays %d bytes long: %s", self.path, size, _explain(error))
+        finally:
+            connection.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
