@@ -387,13 +387,13 @@ class Producer:
             undo.callback(self._abort)
             yield
             self.flush()
-            if self._commits:
-                offer = self._commits.offer()
+            offer = self._commits.offer() if self._commits else None
+            if self._commits and offer:
                 self._bounded(lambda: self._driver.send_offsets_to_transaction(*offer))
                 self._commits.is_in_doubt = True  # until the answer: one that is lost says nothing of the commit
             self._bounded(self._driver.commit_transaction)
             undo.pop_all()
-        if self._commits:
+        if self._commits and offer:
             self._commits.settle(offer.positions)
         self._await_readers()
 
@@ -613,7 +613,7 @@ class Consumer:
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
             max_partition_fetch_bytes=FETCH_BYTES,
-            partition_assignment_strategy=[CooperativeStickyAssignor],
+            partition_assignment_strategy=[self._listener.assignor],
         )
         bus.opened.add(self)
         if group:
@@ -674,16 +674,19 @@ class Consumer:
                 retriable=True,
             )
 
-    def offer(self) -> Offer:
-        """Return what a transaction is to commit; raise if the group has expelled this member.
+    def offer(self) -> Offer | None:
+        """Return what a transaction is to commit, None for nothing; raise if the group has expelled this member.
 
         It would commit as nobody, whom the broker lets commit whatever he likes.
         """
         self._look()
+        positions = self._positions()
+        if not positions:  # it has not joined yet, or shares in nothing
+            return None
         if self._member.generation_id < 0:
             with self._bus.translated():
                 raise errors.CommitFailedError
-        return Offer(self._positions(), self._member)
+        return Offer(positions, self._member)
 
     def settle(self, positions: Positions) -> None:
         """Know that these positions are committed."""
@@ -811,6 +814,7 @@ class _Listener(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the d
 
     def __init__(self, taken: Callable[[Iterable[TopicPartition]], None]) -> None:
         self.joined = False
+        self.assignor = CooperativeStickyAssignor()
         self._taken = taken
 
     def on_partitions_assigned(self, assigned: object) -> None:
@@ -818,6 +822,15 @@ class _Listener(kafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the d
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._taken(revoked)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        """Own nothing any more, in the assignor's eyes too.
+
+        The driver forgets to tell it: the member would claim in its next join what it has lost, the group would wait
+        for it to give that back, and nobody would read it.
+        """
+        self.assignor.member_assignment = None
+        self._taken(lost)
 
 
 def _problem(topic: Topic, partitions: int, replicas: set[int], policy: str, server: str) -> str | None:

@@ -603,6 +603,17 @@ def test_a_group_that_takes_no_commit_for_long_is_an_error(
 
 
 @pytest.mark.servers
+def test_a_transaction_for_a_member_that_has_not_joined_yet_commits_no_position(bus: KafkaBus, topic: str) -> None:
+    bus.create_topics([Topic(letters := f"{topic}.dlq", "delete")])
+    consumer = bus.consumer([topic], group=topic)
+    producer = bus.producer(commits=consumer)
+    with producer.transaction():
+        producer.send(letters, b"k", b"letter")
+    assert everything(bus, letters) == [b"letter"]
+    assert bus.committed(topic, [topic]) == {}
+
+
+@pytest.mark.servers
 @pytest.mark.parametrize("is_committed", [True, False])
 def test_after_a_transaction_of_unknown_outcome_reading_goes_on_behind_what_was_committed(
     bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch, is_committed: bool

@@ -25,6 +25,7 @@ from test_etl_load import BAD, failure, track
 from test_faults import AHEAD, Line, abort_sooner, await_, config_of, opened
 
 import core.kafka
+import core.patience
 from core import open_bus, open_store
 from core.config import Config
 from core.jobs import Progress
@@ -82,7 +83,7 @@ def follow(config: Config, read: Any) -> None:
     """Load until SIGTERM, and tell how much was read, at first 0: what a process runs, with short time limits."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    core.kafka.SESSION_TIMEOUT_MS, load.LONGEST_WAIT = 6000, 1.0
+    core.kafka.SESSION_TIMEOUT_MS, core.patience.LONGEST_WAIT = 6000, 1.0
     abort_sooner()
 
     def tell(progress: Progress) -> None:
