@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shlex
@@ -463,6 +464,8 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
 def main() -> None:
     """Run the command: the one place that prints errors and sets the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # Python's own end would complain, and nothing is left to stop
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     try:
         code = app(prog_name="murmur", standalone_mode=False)
     except typer.TyperException as error:
@@ -479,8 +482,6 @@ def main() -> None:
         logger.info("", exc_info=True)
         show.error(f"unexpected {type(error).__name__}: {error}; `-v` before the verb shows where")
         code = 1
-    for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to stop but Python's own end, which would complain
-        signal.signal(number, signal.SIG_IGN)
     if code == 130:
         show.error("stopped; the same command goes on from here")
     sys.exit(code)
