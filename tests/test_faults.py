@@ -559,9 +559,9 @@ class Observed:
 def test_a_second_load_that_joins_and_leaves_in_the_middle_of_a_batch_loses_and_doubles_nothing(
     kafka_url: str, mongodb_url: str, admin: Admin
 ) -> None:
-    bad = frozenset(range(0, 300, 11))
+    bad = frozenset(range(0, 3000, 110))
     with opened(config_of(mongodb_url, kafka_url, partitions=4)) as line, ThreadPoolExecutor() as pool:
-        line.put_many(300, bad)
+        line.put_many(3000, bad)
         group, seconds = line.names.load_group, list[Future[Report]]()
 
         def leave() -> None:
