@@ -19,7 +19,7 @@ BATCH = 500
 
 
 class Places:
-    """Where the tracks of a library are in the space of a run; kept up to date.
+    """Where the tracks of a library are in the space of a run.
 
     Parameters
     ----------
@@ -46,15 +46,6 @@ class Places:
             for (track, _), position in zip(found, positions, strict=True):
                 self._put(track["track_id"], track["rev"], position)
         return [track["track_id"] for track, _ in found]
-
-    def remove(self, track_id: str) -> None:
-        """Forget a track; the last one takes its row."""
-        if (row := self._rows.pop(track_id, None)) is None:
-            return
-        last, rev = self._ids.pop(), self._revs.pop()
-        if last != track_id:
-            self._ids[row], self._revs[row], self._rows[last] = last, rev, row
-            self._X[row] = self._X[len(self._ids)]
 
     def assign(self, track_ids: Iterable[str]) -> list[Assignment]:
         """Return the assignments of those tracks that have a place."""
@@ -86,15 +77,13 @@ def read_places(store: Store, run: Run) -> Places:
     return places
 
 
-def settle(store: Store, run: Run, places: Places | None = None, progress: Watch = ignore) -> int:
+def settle(store: Store, run: Run, progress: Watch = ignore) -> int:
     """Assign the tracks of a run's feature set that the run has not assigned, or not as they are now.
 
     Parameters
     ----------
     store : Store
     run : Run
-    places : Places, optional
-        Of that run, where they are known already.
     progress : callable
 
     Returns
@@ -109,9 +98,8 @@ def settle(store: Store, run: Run, places: Places | None = None, progress: Watch
         rev = max(rev, found["rev"])
     tracks = clusterable(store, run.feature_set, ("track_id", "rev"))
     stale = [track["track_id"] for track in tracks if known.get(track["track_id"], -1) < track["rev"]]
-    if stale and places is None:
+    if stale:
         places = read_places(store, run)
-    if places:
         places.rev = max(places.rev, rev)
         for first in range(0, len(stale), BATCH):
             assigned = places.assign(stale[first : first + BATCH])

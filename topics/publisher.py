@@ -15,8 +15,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import TypeVar
 
-from clustering.place import Places, settle
-from core.bus import Bus, Consumer, Offsets, Producer, read_to_end
+from clustering.place import settle
+from core.bus import Bus, Offsets, Producer, read_to_end
 from core.config import Config
 from core.errors import MurmurError
 from core.jobs import Watch
@@ -54,7 +54,7 @@ class Publisher:
     written: int = 0
     """Records of the store."""
 
-    def publish(self, run: Run, progress: Watch, places: Places | None = None) -> Counter[str]:
+    def publish(self, run: Run, progress: Watch) -> Counter[str]:
         """Send what a run changes, and put it in force; return how many tracks joined, moved, changed, left and stayed.
 
         Raises
@@ -62,7 +62,7 @@ class Publisher:
         MurmurError
             If the store has neither assignments of the run nor tracks of its feature set.
         """
-        n_assignments = settle(self.store, run, places, progress)
+        n_assignments = settle(self.store, run, progress)
         if not n_assignments:
             features = f"its assignments are no longer kept, and no track has its feature set {run.feature_set}"
             raise MurmurError(f"{self.store.url}: run {run.run_id} cannot be published: {features}; publish another")
@@ -145,11 +145,11 @@ class Publisher:
 
 
 @contextmanager
-def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consumer | None = None) -> Iterator[Publisher]:
+def opened_publisher(config: Config, *, store: Store, bus: Bus) -> Iterator[Publisher]:
     """Take the writing over from whoever has it, and read what the topics say."""
     names = Names(config.topics.prefix)
     bus.create_topics(config.topics.of_clusters([]))
-    producer = bus.producer(names.publisher, commits=commits)  # what is read from here on stays true
+    producer = bus.producer(names.publisher)  # what is read from here on stays true
     try:
         yield _read_past(config, names, bus, store, producer)
     finally:
