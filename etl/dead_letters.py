@@ -139,6 +139,8 @@ def replay(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Re
 
     started = time.monotonic()
     places = {letter.place: letter.key for letter in dead_letters(config, selection, bus=bus)}
+    if not places:
+        return Report(seconds=time.monotonic() - started)
     superseded = _superseded(bus, {place: key for place, key in places.items() if place.topic in sources})
 
     def send_back(producer: Producer, letter: DeadLetter) -> bool:
@@ -160,7 +162,9 @@ def replay(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Re
 def purge(config: Config, selection: Selection = EVERYTHING, *, bus: Bus) -> Report:
     """Remove dead letters for good; `read` counts those that were meant."""
     started = time.monotonic()
-    meant, _ = _take_off(config, selection, lambda *_: True, bus=bus)
+    meant = sum(1 for _ in dead_letters(config, selection, bus=bus))
+    if meant:
+        meant, _ = _take_off(config, selection, lambda *_: True, bus=bus)
     return Report(read=meant, seconds=time.monotonic() - started)
 
 
@@ -174,8 +178,6 @@ def _take_off(
     """
     names = Names(config.topics.prefix)
     topic, group = names.dead_letters, names.dead_letter_group
-    if not sum(1 for _ in dead_letters(config, selection, bus=bus)):
-        return 0, 0
     meant = settled = 0
     with (
         closing(bus.consumer([topic], group=group)) as consumer,
