@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
-from threading import Timer
 
 import pytest
 from conftest import Run
+from processes import running
 from servers import free_port
 from test_cli_main import Murmur, murmur, says
 from test_etl_load import track
@@ -36,19 +36,10 @@ def written(config: Config, folder: Path) -> Path:
     return folder / "following.yaml"
 
 
-@contextmanager
-def running(config: Config, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the command with a config, for some minutes at most, so that a test cannot wait for ever."""
+def following(config: Config, folder: Path, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run the command with a config."""
     command = [Path(sys.executable).with_name("murmur"), "--config", written(config, folder), *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    guard = Timer(240, process.kill)
-    guard.start()
-    try:
-        yield process
-    finally:
-        guard.cancel()
-        process.kill()
-        process.communicate()
+    return running(*command, seconds=240, cwd=folder, stderr=subprocess.PIPE)
 
 
 def lines(process: subprocess.Popen[str], n_lines: int) -> list[str]:
@@ -93,7 +84,7 @@ def config(tmp_path: Path) -> Config:
 def test_a_subscriber_that_follows_prints_each_change_at_once_until_it_is_stopped(
     config: Config, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with running(config, tmp_path, "subscribe", "c01", "--follow") as process:
+    with following(config, tmp_path, "subscribe", "c01", "--follow") as process:
         assert lines(process, 3) == ["+ Title of a", "+ Title of b", "+ Title of c"]
         publish(config, FIRST | {"a": "c02", "d": "c01"})
         assert lines(process, 2) == ["+ Title of d", "- a"]
@@ -103,7 +94,7 @@ def test_a_subscriber_that_follows_prints_each_change_at_once_until_it_is_stoppe
 def test_a_group_that_was_stopped_goes_on_with_what_is_new_a_line_of_json_for_each_change(
     config: Config, tmp_path: Path, murmur: Murmur
 ) -> None:
-    with running(config, tmp_path, "subscribe", "c01", "--follow", "--group", "player", "--json") as process:
+    with following(config, tmp_path, "subscribe", "c01", "--follow", "--group", "player", "--json") as process:
         assert [json.loads(line)["member"]["title"] for line in lines(process, 3)] == [f"Title of {x}" for x in "abc"]
         assert stop(process) == (0, "", "")
     publish(config, FIRST | {"a": "c02"})
@@ -114,7 +105,7 @@ def test_a_group_that_was_stopped_goes_on_with_what_is_new_a_line_of_json_for_ea
 def test_a_subscriber_whose_pipe_is_closed_ends_quietly_although_nothing_new_comes(
     config: Config, tmp_path: Path
 ) -> None:
-    with running(config, tmp_path, "subscribe", "c01", "--follow") as process:
+    with following(config, tmp_path, "subscribe", "c01", "--follow") as process:
         assert lines(process, 3) == ["+ Title of a", "+ Title of b", "+ Title of c"]
         assert process.stdout
         assert process.stderr
@@ -136,7 +127,8 @@ def test_subscribers_that_follow_outlive_a_restart_of_the_broker(own_kafka: Run,
         publish(config, FIRST)
         command = ("subscribe", "c01", "--follow")
         processes = [
-            started.enter_context(running(config, tmp_path, *command, *group)) for group in ((), ("--group", "player"))
+            started.enter_context(following(config, tmp_path, *command, *group))
+            for group in ((), ("--group", "player"))
         ]
         for process in processes:
             read_until(process, {"+ Title of a", "+ Title of b", "+ Title of c"})
@@ -185,7 +177,7 @@ def test_the_metrics_of_a_load_that_follows_can_be_scraped(kafka_url: str, tmp_p
             producer.flush()
 
     put("a", "b", "c")
-    with running(config, tmp_path, "load", "--follow") as process:
+    with following(config, tmp_path, "load", "--follow") as process:
         await_metrics(port, process, lambda found: found.get("murmur_messages_read_total") == 4)
         put("d")
         await_metrics(port, process, lambda found: found.get("murmur_messages_read_total") == 6)
@@ -205,7 +197,7 @@ def test_the_metrics_of_a_load_that_follows_can_be_scraped(kafka_url: str, tmp_p
 def test_the_metrics_of_a_subscriber_that_follows_can_be_scraped(config: Config, tmp_path: Path) -> None:
     port = free_port()
     config = config.model_copy(update={"metrics_port": port})
-    with running(config, tmp_path, "subscribe", "c01", "--follow", "--group", "player") as process:
+    with following(config, tmp_path, "subscribe", "c01", "--follow", "--group", "player") as process:
         await_metrics(port, process, lambda found: found.get("murmur_messages_read_total") == 3)
         assert 'murmur_lag_messages{group="player",topic="clusters.c01.tracks.v1"}' in scrape(port)
 

@@ -477,8 +477,8 @@ def test_without_its_offsets_a_group_reads_all_again_onto_newer_state_and_repeat
 ) -> None:
     names = on_servers.names
     on_servers.put_many(30, WITH_BAD)
-    send_all = [track("t000", rev=3), track("t001", rev=2)]
-    on_servers.put(*send_all)
+    newer = [track("t000", rev=3), track("t001", rev=2)]
+    on_servers.put(*newer)
     with closing(on_servers.bus.producer()) as producer:
         send_tombstone(producer, names.tracks, Track, "t002", 2)
         producer.flush()

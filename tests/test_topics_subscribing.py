@@ -7,11 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
 
 import pytest
+from processes import running
 from topics_library import JobDiedError, Mortal, World, add_run, messages, opened, settings
 
 from core.records import Member, NamedNeighbour, PublishedRun
@@ -43,20 +42,6 @@ def here(program: str, world: World) -> str:
     return program
 
 
-@contextmanager
-def running(program: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program, for a minute at most, so that a test cannot wait for ever."""
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    guard = Timer(60, process.kill)
-    guard.start()
-    try:
-        yield process
-    finally:
-        guard.cancel()
-        process.kill()
-        process.communicate()
-
-
 def read_lines(process: subprocess.Popen[str], n_lines: int) -> set[str]:
     assert process.stdout is not None
     return {process.stdout.readline().strip() for _ in range(n_lines)}
@@ -66,7 +51,7 @@ def read_lines(process: subprocess.Popen[str], n_lines: int) -> set[str]:
 def test_the_consumer_prints_who_joins_and_who_leaves(world: World) -> None:
     add_run(world.store, FIRST)
     world.publish()
-    with running(here(blocks("python")[0], world)) as process:
+    with running(sys.executable, "-c", here(blocks("python")[0], world), seconds=60) as process:
         assert read_lines(process, 3) == {"+ a Title of a", "+ b Title of b", "+ c Title of c"}
         add_run(world.store, {"a": "c02", "b": "c01", "c": "c01", "d": "c02"})
         world.publish()
@@ -80,7 +65,7 @@ def test_the_consumer_follows_the_birth_of_clusters_by_their_pattern(world: Worl
     assert "`metadata_max_age_ms=5000`" in PAGE
     add_run(world.store, FIRST)
     world.publish()
-    with running(here(every, world)) as process:
+    with running(sys.executable, "-c", here(every, world), seconds=60) as process:
         assert len(read_lines(process, len(FIRST))) == len(FIRST)
         add_run(world.store, FIRST | {"e": "c03"})
         world.publish()
