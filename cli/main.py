@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import shlex
@@ -10,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -461,11 +460,19 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def main() -> None:
-    """Run the command: the one place that prints errors and sets the exit code."""
+def program() -> None:
+    """Be the process `murmur`: run the command, then let no signal disturb Python's own end."""
+    code = 130
+    with suppress(KeyboardInterrupt):  # one that comes between the command's end and ours
+        code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to stop, and Python would show a traceback
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def main() -> int:
+    """Run the command and return its exit code: the one place that prints errors."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for number in (signal.SIGINT, signal.SIGTERM):  # Python's own end would complain, and nothing is left to stop
-        atexit.register(signal.signal, number, signal.SIG_IGN)
     try:
         code = app(prog_name="murmur", standalone_mode=False)
     except typer.TyperException as error:
@@ -484,7 +491,7 @@ def main() -> None:
         code = 1
     if code == 130:
         show.error("stopped; the same command goes on from here")
-    sys.exit(code)
+    return int(code or 0)
 
 
 def _options(context: typer.Context) -> Options:

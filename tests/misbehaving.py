@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.main import main
+from cli.main import program
 from core.records import Track
 from etl import extract, work
 from etl.pool import Task
@@ -64,4 +64,4 @@ def task(about: Any, argument: Any, seconds: float, memory: int = 0) -> Task[Any
 
 if __name__ == "__main__":
     extract.identify, extract.describe, work.Task = identify, describe, task
-    main()
+    program()
