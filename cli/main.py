@@ -246,15 +246,17 @@ def similar(
     tracks: Annotated[list[str], typer.Argument(metavar="TRACK...", help="An id, a path, or a part of a title.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
     copies: Annotated[bool, typer.Option("--copies", help="Keep copies of one recording apart.")] = False,
+    per_artist: Annotated[int, typer.Option(min=0, help="How many of one artist at most; 0: any number.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Show the nearest tracks to one or several liked ones."""
+    """Show the nearest tracks to one or several liked ones, and the clusters where more of them are."""
     from clustering.similar import resolve
     from clustering.similar import similar as nearest
 
     with _read_store(context) as store:
         liked = [resolve(store, text) for text in tracks]
-        show.similar(nearest(store, liked, n=n, copies=copies), as_json=as_json)
+        found = nearest(store, liked, n=n, copies=copies, per_artist=per_artist)
+    show.similar(found, _command(context), as_json=as_json)
 
 
 @app.command()

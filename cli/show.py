@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -187,14 +188,17 @@ def comparison(found: Comparison, *, as_json: bool) -> None:
     )
 
 
-def similar(found: Iterable[Similar], *, as_json: bool) -> None:
-    """Print a row for each similar track, the nearest first."""
-    found = list(found)
+def similar(found: Sequence[Similar], command: str, *, as_json: bool) -> None:
+    """Print a row for each similar track, the nearest first, and how to hear of more: the clusters they are in."""
     if as_json:
         _json([dataclasses.asdict(one) for one in found])
         return
     rows = [(f"{one.score:.3f}", one.title or "", one.artist or "", one.cluster_id, one.path) for one in found]
     _table(("score", "title", "artist", "cluster", "path"), rows, right=("score",))
+    if found:
+        text("\nMore like these:")
+        for cluster_id, count in Counter(one.cluster_id for one in found).most_common():
+            text(f"  {command} subscribe {cluster_id} --follow  # {count} of these {len(found)}")
 
 
 def members(found: Mapping[str, Member], *, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
@@ -26,6 +27,10 @@ MAX_DURATION_DIFFERENCE = 1.0
 """s"""
 MAX_TIMBRE_DIFFERENCE = 5.0
 """rms of the differences of the 20 MFCC means; encodings of one recording stay below 3.6, others above 8.6."""
+PER_ARTIST = 2
+"""Tracks of one artist among the similar ones: a taste is more than an artist's catalogue."""
+NOBODY = frozenset({"", "various", "various artists", "va", "unknown", "unknown artist"})
+"""What stands for an artist where there is none, or many."""
 SHOWN = 5
 
 
@@ -53,7 +58,9 @@ class Placed(NamedTuple):
     """(20,) MFCC means."""
 
 
-def similar(store: Store, liked: Sequence[str], *, n: int = 10, copies: bool = False) -> list[Similar]:
+def similar(
+    store: Store, liked: Sequence[str], *, n: int = 10, copies: bool = False, per_artist: int = PER_ARTIST
+) -> list[Similar]:
     """Return the `n` tracks nearest to any of the liked ones, nearest first.
 
     Parameters
@@ -65,6 +72,8 @@ def similar(store: Store, liked: Sequence[str], *, n: int = 10, copies: bool = F
         How many at most.
     copies : bool
         Whether other encodings of a liked recording, or of one that is in the result, count as well.
+    per_artist : int
+        How many tracks of one artist at most; 0 for any number. A missing artist or "Various" is not one artist.
 
     Raises
     ------
@@ -84,7 +93,8 @@ def similar(store: Store, liked: Sequence[str], *, n: int = 10, copies: bool = F
         return []
     distances, scores = _nearest_liked(run, chosen, others)
     order = np.argsort(distances, kind="stable").tolist()
-    ranked = list(islice(order if copies else _without_copies(list(chosen), others, order), n))
+    different = order if copies else _without_copies(list(chosen), others, order)
+    ranked = list(islice(_of_many_artists(others, different, per_artist) if per_artist else different, n))
     labels = assign(run.clusters, np.stack([other.position for other in others])).labels
     return [
         Similar(
@@ -164,4 +174,13 @@ def _without_copies(kept: list[Placed], others: Sequence[Placed], order: Sequenc
     for i in order:
         if not any(same_recording(others[i], known) for known in kept):
             kept.append(others[i])
+            yield i
+
+
+def _of_many_artists(others: Sequence[Placed], order: Iterable[int], per_artist: int) -> Iterator[int]:
+    counts: Counter[str] = Counter()
+    for i in order:
+        artist = " ".join((others[i].track["artist"] or "").casefold().split())
+        if artist in NOBODY or counts[artist] < per_artist:
+            counts[artist] += 1
             yield i

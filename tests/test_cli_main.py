@@ -272,6 +272,15 @@ def test_a_track_is_found_by_path_by_id_and_by_a_part_of_its_title(murmur: Murmu
     assert len(back) == 5
 
 
+def test_what_is_similar_comes_with_the_clusters_to_subscribe_to(murmur: Murmur, finished: Path, tones: Path) -> None:
+    os.chdir(finished)
+    found = json.loads(murmur("similar", tones / "tone 1.wav", "--json").out)
+    ids = [one["cluster_id"] for one in found]
+    said = murmur("similar", tones / "tone 1.wav").out.partition("More like these:\n")[2]
+    assert {line.partition("  # ")[2] for line in said.splitlines()} == {f"{ids.count(one)} of these 5" for one in ids}
+    assert all(f" subscribe {one} --follow" in said for one in ids)
+
+
 def test_a_text_file_named_mp3_an_empty_file_and_a_name_that_is_not_utf8_are_reported_and_the_rest_goes_on(
     murmur: Murmur, tones: Path
 ) -> None:

@@ -75,6 +75,17 @@ def test_near_any_of_several_liked_tracks_is_near(store: SQLiteStore) -> None:
     assert all(alone[one.track_id] == one for one in found)
 
 
+def test_two_tracks_of_an_artist_are_enough_unless_more_are_asked_for(store: SQLiteStore) -> None:
+    """A name that stands for no artist, or for many, is no artist; letters' case and spaces make no other one."""
+    names = ["The Band", " the  band", "Various", "", None, "Various Artists"]
+    tracks = library.tracks(24, kinds=1)
+    publish(store, [one.model_copy(update={"artist": names[i % 6]}) for i, one in enumerate(tracks)])
+    everything = similar(store, ["t000"], n=99, per_artist=0)
+    of_the_band = [one for one in everything if one.artist in names[:2]]
+    assert (len(everything), len(of_the_band)) == (23, 7)
+    assert similar(store, ["t000"], n=99) == [one for one in everything if one not in of_the_band[2:]]
+
+
 def test_tracks_that_came_after_the_run_are_found_too(store: SQLiteStore) -> None:
     tracks = library.tracks(31)
     publish(store, tracks[:30])
