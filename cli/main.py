@@ -249,7 +249,7 @@ def similar(
     per_artist: Annotated[int, typer.Option(min=0, help="How many of one artist at most; 0: any number.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Show the nearest tracks to one or several liked ones, and the clusters where more of them are."""
+    """Show the nearest tracks to one or several liked ones."""
     from clustering.similar import resolve
     from clustering.similar import similar as nearest
 
