@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config import Config
-from core.errors import ConfigError, MurmurError
+from core.errors import MurmurError
+from core.files import check_table, replacing
 from core.jobs import Progress, Report, Watch, ignore
-from core.names import path_text
 from core.records import Track
 from core.store import Store
 
@@ -58,22 +58,12 @@ def run(config: Config, out: Path, *, store: Store, progress: Watch = ignore) ->
         If the store fails.
     """
     started = time.monotonic()
-    write = {".parquet": _write_parquet, ".csv": _write_csv}.get(out.suffix.lower())
-    if write is None:
-        raise ConfigError(f"{path_text(out)}: not a kind of file that is written here; name it .parquet or .csv")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{path_text(out)}: there is no folder {path_text(out.parent)}; make it first")
+    write = {".parquet": _write_parquet, ".csv": _write_csv}[check_table(out)]
     total, everywhere = store.count(Track, {"feature_set": config.feature_set}), store.count(Track)
     if not total:
         raise MurmurError(_nothing(store.url, everywhere))
-    part = out.with_name(f"{out.name}.part")
-    try:
+    with replacing(out) as part:
         rows = write(_frames(config.feature_set, total, store, progress), part)
-        part.replace(out)
-    except OSError as error:
-        raise MurmurError(f"{path_text(out)}: cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return ExportReport(
         read=rows, written=rows, seconds=time.monotonic() - started, other_feature_sets=everywhere - total
     )
