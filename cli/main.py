@@ -435,7 +435,10 @@ def purge_dead_letters(
 def export(context: typer.Context) -> None:
     """Write what is in the store to files for other programs."""
     if context.invoked_subcommand is None:
-        raise ConfigError(f"export: what? `{_command(context)} export features OUT` writes the feature matrix")
+        command = f"{_command(context)} export"
+        raise ConfigError(
+            f"export: what? `{command} features OUT`, `{command} assignments OUT`, `{command} playlists DIR`"
+        )
 
 
 @export_app.command("features")
@@ -446,6 +449,34 @@ def export_features(
 ) -> None:
     """Write the feature matrix: a row for each track, FMA's columns."""
     from etl import export as job
+
+    with _read_store(context) as store, _watched(context) as watch:
+        report = job.run(_config(context), out, store=store, progress=watch)
+    show.report("export", report, as_json=as_json)
+
+
+@export_app.command("assignments")
+def export_assignments(
+    context: typer.Context,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet or .csv.")],
+    as_json: Json = False,
+) -> None:
+    """Write the cluster of each track: a row with its metadata."""
+    from clustering import export as job
+
+    with _read_store(context) as store, _watched(context) as watch:
+        report = job.run(_config(context), out, store=store, progress=watch)
+    show.report("export", report, as_json=as_json)
+
+
+@export_app.command("playlists")
+def export_playlists(
+    context: typer.Context,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to, made if it is missing.")],
+    as_json: Json = False,
+) -> None:
+    """Write a playlist for each cluster, in an order for listening."""
+    from clustering import playlists as job
 
     with _read_store(context) as store, _watched(context) as watch:
         report = job.run(_config(context), out, store=store, progress=watch)

@@ -77,6 +77,20 @@ def read_places(store: Store, run: Run) -> Places:
     return places
 
 
+def located(store: Store, run: Run, fields: Sequence[str]) -> Iterator[tuple[Document, Matrix]]:
+    """Stream the tracks of a run's feature set, their `features` and some other fields, each with its (d,) position.
+
+    In order of the `track_id`; those whose features do not fit are left out with a warning.
+    """
+    slots = layouts(run.space)
+    tracks = clusterable(store, run.feature_set, [*fields, "track_id", "features"])
+    rows = ((track, row) for track in tracks if (row := row_of(track, slots)))
+    while batch := list(islice(rows, BATCH)):
+        positions = transform(run.space, stack([row for _, row in batch]))
+        for (track, _), position in zip(batch, positions, strict=True):
+            yield track, position
+
+
 def settle(store: Store, run: Run, progress: Watch = ignore) -> int:
     """Assign the tracks of a run's feature set that the run has not assigned, or not as they are now.
 

@@ -13,16 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from clustering.assign import assign, distances_to, score
-from clustering.library import clusterable, row_of
 from clustering.overview import title
+from clustering.place import located
 from clustering.runs import require_run_in_force
-from clustering.space import Matrix, layouts, stack, transform
+from clustering.space import Matrix
 from core.errors import ConfigError
 from core.names import path_text
 from core.records import Run, Track
 from core.store import Document, Store
 
-BLOCK = 1_000
 MAX_DURATION_DIFFERENCE = 1.0
 """s"""
 MAX_TIMBRE_DIFFERENCE = 5.0
@@ -117,6 +116,12 @@ def same_recording(a: Placed, b: Placed) -> bool:
     return bool(np.sqrt(np.square(a.timbre - b.timbre).mean()) <= MAX_TIMBRE_DIFFERENCE)
 
 
+def one_artist(track: Document) -> str:
+    """Return a name that is the same for all tracks of an artist, empty where none or many are meant."""
+    artist = " ".join((track["artist"] or "").casefold().split())
+    return "" if artist in NOBODY else artist
+
+
 def resolve(store: Store, text: str) -> str:
     """Return the id of the track that `text` names: an id, a path, a file's name, a title, or a part of one title only.
 
@@ -151,14 +156,8 @@ def resolve(store: Store, text: str) -> str:
 
 
 def _place(store: Store, run: Run) -> Iterator[Placed]:
-    slots = layouts(run.space)
-    fields = ["track_id", "title", "artist", "duration", "source", "features"]
-    tracks = clusterable(store, run.feature_set, fields)
-    rows = ((track, row) for track in tracks if (row := row_of(track, slots)))
-    while block := list(islice(rows, BLOCK)):
-        positions = transform(run.space, stack([row for _, row in block]))
-        for (track, _), position in zip(block, positions, strict=True):
-            yield Placed(track, position, np.array(track.pop("features")["mfcc"]["mean"]))
+    for track, position in located(store, run, ["title", "artist", "duration", "source"]):
+        yield Placed(track, position, np.array(track.pop("features")["mfcc"]["mean"]))
 
 
 def _nearest_liked(run: Run, chosen: Sequence[Placed], others: Sequence[Placed]) -> tuple[Matrix, Matrix]:
@@ -180,7 +179,7 @@ def _without_copies(kept: list[Placed], others: Sequence[Placed], order: Sequenc
 def _of_many_artists(others: Sequence[Placed], order: Iterable[int], per_artist: int) -> Iterator[int]:
     counts: Counter[str] = Counter()
     for i in order:
-        artist = " ".join((others[i].track["artist"] or "").casefold().split())
-        if artist in NOBODY or counts[artist] < per_artist:
+        artist = one_artist(others[i].track)
+        if not artist or counts[artist] < per_artist:
             counts[artist] += 1
             yield i

@@ -117,6 +117,12 @@ def path_text(path: str | os.PathLike[str]) -> str:
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", os.fspath(path))
 
 
+def may_be_escaped(text: str) -> bool:
+    """Return whether a stored path may be one that `path_text` escaped; a file may also be named so."""
+    raw = re.sub(rb"%([89A-F][0-9A-F])", lambda byte: bytes.fromhex(byte[1].decode()), text.encode())
+    return raw != text.encode() and path_text(raw.decode(errors="surrogateescape")) == text
+
+
 def path_digest(path: str | os.PathLike[str]) -> str:
     """Return the key of a path, absolute or stored text alike."""
     return digest(path_text(path).encode())

@@ -121,7 +121,7 @@ def test_an_unknown_verb_and_option_are_wrong_usage(murmur: Murmur) -> None:
     says(murmur("cluster", "--clusters", "0"), 2, "--clusters")
     says(murmur("cluster", "--engine", "abacus"), 2, "abacus", "sklearn")
     says(murmur("run"), 2, "AUDIO_DIR")
-    says(murmur("export"), 2, "murmur export features OUT")
+    says(murmur("export"), 2, "murmur export features OUT", "murmur export playlists DIR")
 
 
 def test_a_missing_folder_is_named(murmur: Murmur) -> None:
@@ -167,6 +167,8 @@ def test_a_config_that_is_not_there_is_named(murmur: Murmur) -> None:
         "similar x",
         "subscribe c01",
         "export features a.csv",
+        "export assignments a.csv",
+        "export playlists a",
     ],
 )
 def test_a_command_that_reads_makes_no_file_before_the_first_run(murmur: Murmur, command: str) -> None:
@@ -364,6 +366,31 @@ def test_the_feature_matrix_is_exported_with_the_report_of_a_job(murmur: Murmur,
     assert (report["written"], report["other_feature_sets"]) == (6, 0)
     assert pd.read_parquet("features.parquet").columns.names == ["feature", "statistics", "number"]
     says(murmur("export", "features", "features.xlsx"), 2, "features.xlsx", ".parquet")
+
+
+def test_the_assignments_are_exported_as_a_table(murmur: Murmur, finished: Path) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    assert murmur("-q", "export", "assignments", "a.csv").out.startswith("export: 6 read, 6 written (")
+    assert json.loads(murmur("-q", "export", "assignments", "a.parquet", "--json").out)["written"] == 6
+    clusters = json.loads(murmur("clusters", "--json").out)
+    for table in (pd.read_csv("a.csv"), pd.read_parquet("a.parquet")):
+        assert table["cluster_id"].value_counts().to_dict() == {one["cluster_id"]: one["size"] for one in clusters}
+    says(murmur("export", "assignments", "a.xlsx"), 2, "a.xlsx", ".parquet")
+
+
+def test_each_cluster_is_exported_as_a_playlist_of_files_that_are_there(murmur: Murmur, finished: Path) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    clusters = json.loads(murmur("clusters", "--json").out)
+    report = json.loads(murmur("-q", "export", "playlists", "lists", "--json").out)
+    assert (report["written"], report["failed"], report["playlists"]) == (6, 0, len(clusters))
+    files = sorted(Path("lists").iterdir())
+    assert [file.name.split()[0] for file in files] == [one["cluster_id"] for one in clusters]
+    paths = [line for file in files for line in file.read_text().splitlines() if not line.startswith("#")]
+    assert len(paths) == len(set(paths)) == 6
+    assert all(Path(path).is_file() for path in paths)
+    says(murmur("export", "playlists", "murmur.db"), 2, "murmur.db", "a file, not a folder")
 
 
 def test_a_column_that_no_track_has_is_one_line(murmur: Murmur, finished: Path) -> None:
