@@ -23,7 +23,7 @@ from core.errors import ConfigError, MurmurError
 if TYPE_CHECKING:
     from core.bus import Bus
     from core.config import Config
-    from core.jobs import Watch
+    from core.jobs import Report, Watch
     from core.records import Failure
     from core.store import Store
     from etl.dead_letters import Selection
@@ -450,9 +450,7 @@ def export_features(
     """Write the feature matrix: a row for each track, FMA's columns."""
     from etl import export as job
 
-    with _read_store(context) as store, _watched(context) as watch:
-        report = job.run(_config(context), out, store=store, progress=watch)
-    show.report("export", report, as_json=as_json)
+    _export(context, job.run, out, as_json=as_json)
 
 
 @export_app.command("assignments")
@@ -464,9 +462,7 @@ def export_assignments(
     """Write the cluster of each track: a row with its metadata."""
     from clustering import export as job
 
-    with _read_store(context) as store, _watched(context) as watch:
-        report = job.run(_config(context), out, store=store, progress=watch)
-    show.report("export", report, as_json=as_json)
+    _export(context, job.run, out, as_json=as_json)
 
 
 @export_app.command("playlists")
@@ -478,8 +474,12 @@ def export_playlists(
     """Write a playlist for each cluster, in an order for listening."""
     from clustering import playlists as job
 
+    _export(context, job.run, out, as_json=as_json)
+
+
+def _export(context: typer.Context, job: Callable[..., Report], out: Path, *, as_json: bool) -> None:
     with _read_store(context) as store, _watched(context) as watch:
-        report = job.run(_config(context), out, store=store, progress=watch)
+        report = job(_config(context), out, store=store, progress=watch)
     show.report("export", report, as_json=as_json)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from clustering.assign import Labels, assign, neighbours
 from clustering.cluster import check, fit
-from clustering.library import Library, read_library
+from clustering.library import VARIOUS, Library, read_library
 from clustering.measures import MIN_CLASS, Accuracy, Classes, Codes, agreement, classes, encode, hubs, knn_accuracy
 from clustering.runs import latest_run, run_in_force
 from clustering.space import Declared, Matrix, declare, layouts, transform
@@ -24,8 +24,6 @@ from core.store import Document, Store
 COLUMNS = ("genre", "artist", "album", "year")
 IRRELEVANT = frozenset({"clustering.engine", "clustering.keep_runs"})
 """Keys that change no result."""
-VARIOUS = frozenset({"", "various", "various artists", "va", "unknown", "unknown artist"})
-"""What stands for no one artist."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from clustering.runs import require_run_in_force
+from clustering.runs import require_assignments, require_run_in_force
 from core.config import Config
-from core.errors import MurmurError
 from core.files import check_table, replacing
 from core.jobs import Progress, Report, Watch, ignore
-from core.records import Assignment, Track
-from core.store import Store
+from core.records import Track
+from core.store import Document, Store
 
 COLUMNS = ("track_id", "cluster_id", "score", "path", "title", "artist", "genre")
 
@@ -58,15 +57,12 @@ def run(_: Config, out: Path, *, store: Store, progress: Watch = ignore) -> Repo
     return Report(read=len(rows), written=len(rows), seconds=time.monotonic() - started)
 
 
-def _rows(store: Store) -> list[tuple[object, ...]]:
+def _rows(store: Store) -> list[Document]:
     run = require_run_in_force(store)
-    found = store.scan(Assignment, fields=("track_id", "cluster_id", "score"), prefix=f"{run.run_id}/")
-    assigned = {one["track_id"]: (one["cluster_id"], one["score"]) for one in found}
-    if not assigned:
-        raise MurmurError(f"{store.url}: {run.run_id} has no assignments; run `murmur publish` first")
+    assigned = require_assignments(store, run, ("cluster_id", "score"))
     tracks = store.scan(Track, fields=("track_id", "source", "title", "artist", "genre"))
     return [
-        (one["track_id"], *assigned[one["track_id"]], one["source"]["path"], one["title"], one["artist"], one["genre"])
-        for one in tracks
-        if one["track_id"] in assigned
+        track | assigned[track["track_id"]] | {"path": track["source"]["path"]}
+        for track in tracks
+        if track["track_id"] in assigned
     ]

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 UNCLUSTERABLE = frozenset({"silent", "too_short"})
 """Flags of tracks that have no place in the space."""
+VARIOUS = frozenset({"", "various", "various artists", "va", "unknown", "unknown artist"})
+"""What stands for no one artist, in lower case."""
 TELL_EVERY = 500
 
 

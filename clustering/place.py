@@ -31,21 +31,16 @@ class Places:
         self.run = run
         self.rev = run.rev
         """The last one of an assignment."""
-        self._slots = layouts(run.space)
         self._rows: dict[str, int] = {}
         self._ids: list[str] = []
         self._revs: list[int] = []
         self._X = np.empty((BATCH, sum(len(group.components) for group in run.space)))
         """The rows beyond the last track are room for more."""
 
-    def put(self, tracks: Iterable[Document]) -> list[str]:
-        """Take in tracks, or their newer versions; return the ids of those that have a place."""
-        found = [(track, row) for track in tracks if self._fits(track) and (row := row_of(track, self._slots))]
-        if found:
-            positions = transform(self.run.space, stack([row for _, row in found]))
-            for (track, _), position in zip(found, positions, strict=True):
-                self._put(track["track_id"], track["rev"], position)
-        return [track["track_id"] for track, _ in found]
+    def put(self, tracks: Iterable[Document]) -> None:
+        """Take in tracks, or their newer versions; those without a place are passed over."""
+        for track, position in positions(self.run, filter(self._fits, tracks)):
+            self._put(track["track_id"], track["rev"], position)
 
     def assign(self, track_ids: Iterable[str]) -> list[Assignment]:
         """Return the assignments of those tracks that have a place."""
@@ -71,9 +66,7 @@ class Places:
 def read_places(store: Store, run: Run) -> Places:
     """Return the places of all tracks of a run's feature set."""
     places = Places(run)
-    tracks = clusterable(store, run.feature_set, ("track_id", "rev", "feature_set", "features"))
-    while batch := list(islice(tracks, BATCH)):
-        places.put(batch)
+    places.put(clusterable(store, run.feature_set, ("track_id", "rev", "feature_set", "features")))
     return places
 
 
@@ -82,12 +75,16 @@ def located(store: Store, run: Run, fields: Sequence[str]) -> Iterator[tuple[Doc
 
     In order of the `track_id`; those whose features do not fit are left out with a warning.
     """
+    return positions(run, clusterable(store, run.feature_set, [*fields, "track_id", "features"]))
+
+
+def positions(run: Run, tracks: Iterable[Document]) -> Iterator[tuple[Document, Matrix]]:
+    """Yield tracks of a run's feature set, each with its (d,) position; those that do not fit are left out."""
     slots = layouts(run.space)
-    tracks = clusterable(store, run.feature_set, [*fields, "track_id", "features"])
     rows = ((track, row) for track in tracks if (row := row_of(track, slots)))
     while batch := list(islice(rows, BATCH)):
-        positions = transform(run.space, stack([row for _, row in batch]))
-        for (track, _), position in zip(batch, positions, strict=True):
+        X = transform(run.space, stack([row for _, row in batch]))
+        for (track, _), position in zip(batch, X, strict=True):
             yield track, position
 
 

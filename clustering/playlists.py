@@ -16,7 +16,7 @@ import numpy as np
 from clustering.assign import home
 from clustering.overview import title
 from clustering.place import located
-from clustering.runs import require_run_in_force
+from clustering.runs import require_assignments, require_run_in_force
 from clustering.similar import one_artist
 from clustering.space import Matrix
 from core.config import Config
@@ -24,7 +24,7 @@ from core.errors import ConfigError, MurmurError
 from core.files import replacing
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import UNCLUSTERED, may_be_escaped, path_text, printable
-from core.records import Assignment, Cluster, Run
+from core.records import Cluster, Run
 from core.store import Document, Store
 
 log = logging.getLogger(__name__)
@@ -173,17 +173,15 @@ def file_name(heading: str) -> str:
 def _members(store: Store, run: Run) -> tuple[dict[str, list[Heard]], int, int]:
     """Return the members of each cluster, and how many tracks are unclustered and cannot be named."""
     clusters = {cluster.cluster_id: cluster for cluster in run.clusters}
-    found = store.scan(Assignment, fields=("track_id", "cluster_id", "distance"), prefix=f"{run.run_id}/")
-    assigned = {one["track_id"]: (one["cluster_id"], one["distance"]) for one in found if one["cluster_id"] in clusters}
-    if not assigned:
-        raise MurmurError(f"{store.url}: {run.run_id} has no assignments; run `murmur publish` first")
+    assigned = require_assignments(store, run, ("cluster_id", "distance"))
     members: dict[str, list[Heard]] = {cluster_id: [] for cluster_id in clusters}
     unclustered, nameless = 0, []
     for track, position in located(store, run, ("title", "artist", "duration", "source")):
         del track["features"]
-        if track["track_id"] not in assigned:
+        found = assigned.get(track["track_id"])
+        if found is None or found["cluster_id"] not in clusters:
             continue
-        cluster_id, distance = assigned[track["track_id"]]
+        cluster_id, distance = found["cluster_id"], found["distance"]
         if home(clusters[cluster_id], distance) == UNCLUSTERED:
             unclustered += 1
         elif not _can_be_named(path := track["source"]["path"]):

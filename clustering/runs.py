@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from core.bus import Bus, read_to_end
-from core.errors import ConfigError, RecordError
+from core.errors import ConfigError, MurmurError, RecordError
 from core.names import CURRENT, Names, digest
 from core.records import Assignment, PublishedRun, Run, RunInForce
-from core.store import Store
+from core.store import Document, Store
 
 STAMP = "%Y%m%dT%H%M%S"
 SHOWN = 5
@@ -47,6 +48,15 @@ def require_run(store: Store, run_id: str) -> Run:
         more = f" and {len(known) - SHOWN} older ones" if len(known) > SHOWN else ""
         raise ConfigError(f"no run is named {run_id!r}; there are {', '.join(known[: -SHOWN - 1 : -1])}{more}")
     return run
+
+
+def require_assignments(store: Store, run: Run, fields: Sequence[str]) -> dict[str, Document]:
+    """Return what a run says of each track, by `track_id`; raise `MurmurError` if its assignments are not there."""
+    found = store.scan(Assignment, fields=("track_id", *fields), prefix=f"{run.run_id}/")
+    assigned = {one["track_id"]: one for one in found}
+    if not assigned:
+        raise MurmurError(f"{store.url}: {run.run_id} has no assignments; run `murmur publish` first")
+    return assigned
 
 
 def run_ids_of(store: Store, *, complete: bool) -> list[str]:

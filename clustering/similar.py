@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clustering.assign import assign, distances_to, score
+from clustering.library import VARIOUS
 from clustering.overview import title
 from clustering.place import located
 from clustering.runs import require_run_in_force
@@ -28,8 +29,6 @@ MAX_TIMBRE_DIFFERENCE = 5.0
 """rms of the differences of the 20 MFCC means; encodings of one recording stay below 3.6, others above 8.6."""
 PER_ARTIST = 2
 """Tracks of one artist among the similar ones: a taste is more than an artist's catalogue."""
-NOBODY = frozenset({"", "various", "various artists", "va", "unknown", "unknown artist"})
-"""What stands for an artist where there is none, or many."""
 SHOWN = 5
 
 
@@ -119,7 +118,7 @@ def same_recording(a: Placed, b: Placed) -> bool:
 def one_artist(track: Document) -> str:
     """Return a name that is the same for all tracks of an artist, empty where none or many are meant."""
     artist = " ".join((track["artist"] or "").casefold().split())
-    return "" if artist in NOBODY else artist
+    return "" if artist in VARIOUS else artist
 
 
 def resolve(store: Store, text: str) -> str:
