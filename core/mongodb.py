@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,9 +17,10 @@ from pymongo import errors
 from pymongo.uri_parser import parse_uri, split_options
 
 from core.errors import BackendError, ConfigError
+from core.mongodb_lease import hold
 from core.names import bare_url
 from core.records import Record, Value
-from core.store import Document, R, Upserted
+from core.store import LEASE_SECONDS, Confirm, Document, R, Upserted
 
 TIMEOUT_MS = 4500
 """Until a server is given up: a first connection has 5 s."""
@@ -159,6 +160,10 @@ class MongoStore:
         with self._translated():
             marks.create_index("deleted_at", sparse=True)
             return marks.delete_many({"deleted_at": {"$lt": before}}).deleted_count
+
+    def lease(self, name: str, seconds: float = LEASE_SECONDS) -> AbstractContextManager[Confirm]:
+        """Hold a document of the collection ``leases``."""
+        return hold(self._database["leases"], self._translated, self.url, name, seconds)
 
     def size(self) -> int:
         """Return the bytes that the server says the database takes, indexes included; 0 where it does not say."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import orjson
 
 from core.records import Record, to_json
 from core.sqlite import Database
-from core.store import Document, R, Upserted
+from core.store import LEASE_SECONDS, Confirm, Document, R, Upserted, refusal, this_holder
 
 SCHEMA = {
     "documents": """CREATE TABLE documents (
@@ -105,6 +107,20 @@ class SQLiteStore:
             ).rowcount
         self._database.shrink()
         return removed
+
+    @contextmanager
+    def lease(self, name: str, seconds: float = LEASE_SECONDS) -> Iterator[Confirm]:
+        """Hold a lock on a file beside the database, which says who holds it."""
+        lock = self._database.lease(name)
+        if lock is None:
+            raise refusal(self.url, name, self._database.holder(name), "let it end, or stop it")
+        try:
+            with suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(lock, 0)
+                os.write(lock, this_holder().encode())
+            yield lambda: None
+        finally:
+            os.close(lock)
 
     def size(self) -> int:
         """Return the bytes of the file, which the bus may share."""

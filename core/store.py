@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from core.errors import ConfigError
-from core.names import bare_url
+from core.errors import BackendError, ConfigError
+from core.names import bare_url, utc_now
 from core.records import Record
 
 Document = dict[str, Any]
 R = TypeVar("R", bound=Record)
+LEASE_SECONDS = 30.0
+"""How long a lease outlives a holder that was killed, where the system does not free it at once."""
+
+Confirm = Callable[[], None]
+"""Raises `BackendError` if a lease was lost; else it is held for its time from now on."""
 
 
 class Upserted(NamedTuple):
@@ -76,11 +84,28 @@ class Store(Protocol):
     def sweep(self, kind: type[Record], older_than: float) -> int:
         """Remove the marks of what was deleted here more than so many seconds ago; return how many."""
 
+    def lease(self, name: str, seconds: float = LEASE_SECONDS) -> AbstractContextManager[Confirm]:
+        """Be the only one who holds `name` in this store, until the block ends or the process dies.
+
+        Raise at once, with who holds it and since when, if another does. A holder that stood still for longer than
+        `seconds` may have lost it to another: what is called inside tells.
+        """
+
     def size(self) -> int:
         """Return the bytes the store takes."""
 
     def close(self) -> None:
         """Let go of files and connections."""
+
+
+def this_holder() -> str:
+    """Return who takes a lease now, for those who come second."""
+    return f"process {os.getpid()} on {socket.gethostname()}, since {utc_now()}"
+
+
+def refusal(url: str, name: str, holder: str, advice: str) -> BackendError:
+    """Return what is told to one who comes second."""
+    return BackendError(f"{url}: `{name}` is at work already: {holder}; {advice}", retriable=True)
 
 
 def open_store(url: str, *, create: bool = True) -> Store:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
+import signal
 import sys
+import time
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,9 +24,10 @@ import pytest
 from bson.raw_bson import RawBSONDocument
 from mongomock.collection import BulkOperationBuilder
 
-from core.errors import ConfigError, MurmurError
+from core.errors import BackendError, ConfigError, MurmurError
+from core.names import utc_now
 from core.records import Assignment, Failure, Neighbour, Record, Source, Track
-from core.store import Store, Upserted, open_store
+from core.store import Confirm, Store, Upserted, open_store
 
 SOURCE = Source(
     path="/music/a.mp3",
@@ -386,6 +392,41 @@ class StoreContract:
         other.upsert([track("a", rev=2, title="2")])
         assert title(store, "a") == "2"
 
+    def test_a_second_holder_of_a_lease_is_refused_at_once_and_told_who_has_it_since_when(
+        self, store: Store, reopen: Reopen
+    ) -> None:
+        since = utc_now()
+        with store.lease("work") as confirm, reopen().lease("other work"):
+            with pytest.raises(BackendError, match=rf"`work` .* process {os.getpid()} on \S+, since (\S+Z)") as refused:
+                reopen().lease("work").__enter__()
+            confirm()
+        told = re.search(r"since (\S+Z)", str(refused.value))
+        assert told
+        assert since <= told[1] <= utc_now()
+
+    def test_a_lease_is_free_again_after_its_block_and_after_an_error_in_it(self, store: Store, reopen: Reopen) -> None:
+        with store.lease("work"):
+            pass
+        with pytest.raises(ZeroDivisionError), reopen().lease("work"):
+            raise ZeroDivisionError
+        with store.lease("work") as confirm:
+            confirm()
+
+    def test_a_killed_holder_frees_its_lease(self, url: str, store: Store) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        holder = spawn.Process(target=hold_lease, args=(url, theirs))
+        holder.start()
+        try:
+            assert ours.recv() == "held"
+            with pytest.raises(BackendError, match=f"process {holder.pid} on "):
+                store.lease("work").__enter__()
+        finally:
+            holder.kill()
+            holder.join()
+        with ExitStack() as held:
+            when_free(lambda: held.enter_context(store.lease("work")))()
+
     def test_size_is_a_number_of_bytes(self, store: Store) -> None:
         store.upsert([track("a")])
         assert isinstance(store.size(), int)
@@ -425,6 +466,22 @@ class TestSQLite(StoreContract):
         with pytest.raises(MurmurError, match=r"text\.db") as caught:
             open_store(f"sqlite:///{tmp_path}/text.db").count(Track)
         assert "\n" not in str(caught.value)
+
+
+def hold_lease(url: str, pipe: Connection) -> None:
+    """Take a lease and keep it until killed: what a holding process of the test above runs."""
+    with open_store(url).lease("work", 5.0):
+        pipe.send("held")
+        signal.pause()
+
+
+def when_free(take: Callable[[], Confirm]) -> Confirm:
+    """Take a lease as soon as its holder is gone."""
+    for _ in range(300):
+        with suppress(BackendError):
+            return take()
+        time.sleep(0.1)
+    return take()
 
 
 def write_tracks(url: str, name: str, n_batches: int) -> None:
@@ -468,6 +525,7 @@ class TestMongoDB(StoreContract):
 class TestMongomock(StoreContract):
     """The same without a server, so that the rules of writing are tested where there is no Java."""
 
+    test_a_killed_holder_frees_its_lease = None  # its data are this process's own
     test_size_is_a_number_of_bytes = None  # it has no dbStats
     test_scan_keeps_its_memory_bounded = None  # it copies what it holds
 
