@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from core.errors import ConfigError
@@ -24,7 +24,8 @@ class Upserted(NamedTuple):
 class Store(Protocol):
     """Collections of records.
 
-    What is written is durable when the call returns. Every method raises `BackendError`.
+    What is written is durable when the call returns. Every method raises `BackendError`. A store can be pickled: what
+    comes out in another process is a connection of its own to the same collections.
     """
 
     url: str
@@ -52,6 +53,8 @@ class Store(Protocol):
         fields: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
         prefix: str = "",
+        after: str = "",
+        until: str | None = None,
     ) -> Iterator[Document]:
         """Stream documents in order of their key, in bounded memory, while others write.
 
@@ -65,6 +68,17 @@ class Store(Protocol):
             Top-level fields that must be equal.
         prefix : str
             Only keys that start so.
+        after : str
+            Only keys above this one.
+        until : str, optional
+            Only keys up to this one, itself included.
+        """
+
+    def splits(self, kind: type[Record], n_parts: int) -> list[str]:
+        """Return at most `n_parts` − 1 keys, in order, that part the records into ranges of about the same size.
+
+        A range is what `scan` returns `after` a key `until` the next one. Only keys are read, marks of deletion
+        among them.
         """
 
     def count(self, kind: type[Record], where: Mapping[str, Any] | None = None) -> int:
@@ -81,6 +95,22 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections."""
+
+
+def split_keys(n_keys: int, n_parts: int, step: Callable[[str, int], str | None]) -> list[str]:
+    """Return what `Store.splits` promises.
+
+    Parameters
+    ----------
+    n_keys, n_parts : int
+    step : callable
+        Takes a key and a number ≥ 0; returns the next key after it but for so many, None where there is none.
+    """
+    size = max(-(-n_keys // n_parts), 1)
+    found: list[str] = []
+    while len(found) < n_parts - 1 and (key := step(found[-1] if found else "", size - 1)) is not None:
+        found.append(key)
+    return found
 
 
 def open_store(url: str, *, create: bool = True) -> Store:

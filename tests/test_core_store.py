@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import sys
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import closing, contextmanager
+from itertools import islice, pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -258,6 +259,43 @@ class StoreContract:
         assert keys(store, Assignment, prefix="rx/", where={"track_id": "ü"}) == ["ü"]
         assert keys(store, Assignment, prefix="zz") == []
 
+    def test_after_and_until_bound_the_keys_of_a_scan(self, store: Store) -> None:
+        store.upsert([track(key) for key in ("a", "b", "ba", "c", "ü", "音")])
+        assert keys(store, after="a", until="c") == ["b", "ba", "c"]
+        assert keys(store, after="b") == ["ba", "c", "ü", "音"]
+        assert keys(store, until="ab") == ["a"]
+        assert keys(store, after="c", until="b") == []
+        assert keys(store, after="b", until="z", prefix="b", where={"track_id": "ba"}) == ["ba"]
+        assert keys(store, after="a", until="b", prefix="c") == []
+
+    def test_a_bounded_scan_goes_on_page_after_page_to_its_bound(self, store: Store) -> None:
+        store.upsert([track(f"{n:04}") for n in range(1300)])
+        assert keys(store, after="0001", until="1277") == [f"{n:04}" for n in range(2, 1278)]
+
+    @pytest.mark.parametrize(("n_keys", "n_parts"), [(20, 1), (20, 4), (23, 4), (3, 7), (1, 2), (0, 5)])
+    def test_splits_part_a_collection_into_ranges_of_about_the_same_size(
+        self, store: Store, n_keys: int, n_parts: int
+    ) -> None:
+        store.upsert([track(f"t{n:02}") for n in range(n_keys)])
+        store.upsert([failure(f"f{n}") for n in range(30)])
+        splits = store.splits(Track, n_parts)
+        parts = [keys(store, after=a, until=b) for a, b in pairwise(["", *splits, None])]
+        assert [key for part in parts for key in part] == [f"t{n:02}" for n in range(n_keys)]
+        assert len(parts) <= n_parts
+        assert max(map(len, parts)) == -(-n_keys // n_parts)
+
+    def test_splits_count_marks_of_deletion_too(self, store: Store) -> None:
+        store.upsert([track(f"t{n}") for n in range(8)])
+        store.delete(Track, {f"t{n}": 2 for n in range(4)})
+        assert store.splits(Track, 2) == ["t3"]
+
+    def test_a_pickled_store_opens_the_same_collections_anew(self, store: Store) -> None:
+        store.upsert([track("a")])
+        with closing(pickle.loads(pickle.dumps(store))) as copy:
+            copy.upsert([track("b")])
+            store.close()
+            assert keys(copy) == ["a", "b"]
+
     def test_kinds_do_not_mix(self, store: Store) -> None:
         store.upsert([track("same")])
         store.upsert([failure("same")])
@@ -419,6 +457,20 @@ class TestSQLite(StoreContract):
         with pytest.raises(ConfigError, match=r"nothing\.db"):
             open_store(f"sqlite:///{tmp_path}/nothing.db", create=False)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_pickled_store_is_found_from_another_folder_and_makes_no_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        pickled = pickle.dumps(open_store("sqlite:///here.db"))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match=rf"no here\.db in {tmp_path}"):
+            pickle.loads(pickled)
+        with closing(open_store(f"sqlite:///{tmp_path}/here.db")) as store:
+            store.upsert([track("a")])
+            assert keys(pickle.loads(pickled)) == ["a"]
+            assert list((tmp_path / "elsewhere").iterdir()) == []
 
     def test_a_file_that_is_no_database_is_one_clear_line(self, tmp_path: Path) -> None:
         (tmp_path / "text.db").write_text("not a database, but long enough to be looked at as one\n" * 40)
