@@ -138,6 +138,12 @@ def test_a_folder_without_audio_is_named_with_the_extensions(murmur: Murmur, tmp
     assert [file.name for file in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_second_cluster_stops_at_once_with_who_is_at_work(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    with closing(open_store("sqlite:///murmur.db")) as store, store.lease("cluster"):
+        says(murmur("-q", "cluster", "--engine", "sklearn"), 1, "`cluster` is at work", f"process {os.getpid()} on ")
+
+
 def test_a_missing_csv_is_named(murmur: Murmur, tones: Path) -> None:
     says(murmur("-q", "run", tones, "--metadata", "none.csv"), 2, "none.csv")
 
