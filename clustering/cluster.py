@@ -35,7 +35,7 @@ from core.errors import ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import Names, digest
 from core.records import Assignment, Cluster, Failure, Group, Lineage, Run, Track, next_rev
-from core.store import Store
+from core.store import Confirm, Store
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def run(
     ``clustering.keep_runs``. It goes on from the run in force, else from the latest complete one: from its clusters,
     and in its space until that has grown old. With the same tracks, settings and seed as the latest complete run it
     writes nothing, unless it is asked to be `fresh` or `like` another. A run that was interrupted is ignored, and
-    removed later.
+    removed later. It holds a lease meanwhile: another one that is started stops at once.
 
     Parameters
     ----------
@@ -127,8 +127,15 @@ def run(
         If more clusters are asked for than there are distinct tracks, blocks that are needed are not extracted, or
         the run to be like is unknown or of another feature set.
     BackendError
-        If the store, the bus or Spark fails, or there is no Java for Spark.
+        If the store, the bus or Spark fails, there is no Java for Spark, or another `cluster` works on this store.
     """
+    with store.lease("cluster") as confirm:
+        return _run(config, confirm, store=store, bus=bus, fresh=fresh, like=like, progress=progress)
+
+
+def _run(
+    config: Config, confirm: Confirm, *, store: Store, bus: Bus, fresh: bool, like: str | None, progress: Watch
+) -> ClusterReport:
     began = time.monotonic()
     check(config)
     model = _model(config, store, like) if like else None
@@ -151,7 +158,7 @@ def run(
         _warn(config, library, before, model, others)
         new, fitted = make(config, store, bus, library, before=before, model=model, fresh=fresh, progress=progress)
         unreadable, lineage = library.unreadable, new.lineage
-        written = write(store, new, assignments(new, library, fitted, progress), progress)
+        written = write(store, new, assignments(new, library, fitted, progress), confirm, progress)
         purge_runs(store, config.clustering.keep_runs)
         log.info("%s: %d tracks in %d clusters", new.run_id, new.n_tracks, len(new.clusters))
     return ClusterReport(
@@ -324,14 +331,18 @@ def assignments(run: Run, library: Library, fitted: Fit, progress: Watch = ignor
     yield from place(run, library.track_ids, list(library.revs.values()), fitted.X, rev=run.rev)
 
 
-def write(store: Store, run: Run, records: Iterator[Assignment], progress: Watch = ignore) -> int:
-    """Write the run, its assignments in batches, then the run as complete; return how many assignments."""
+def write(store: Store, run: Run, records: Iterator[Assignment], confirm: Confirm, progress: Watch = ignore) -> int:
+    """Write the run, its assignments in batches, then, if it may still, the run as complete; return how many.
+
+    A job that stood still until another took its place raises instead of completing what nobody waits for any more.
+    """
     store_all(store, [run])
     written = 0
     while batch := list(islice(records, BATCH)):
         store_all(store, batch)
         written += len(batch)
         progress(Progress("write", written, run.n_tracks))
+    confirm()
     store_all(store, [run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})])
     return written
 

@@ -16,6 +16,8 @@ from core.records import Assignment, Neighbour, Record, Run, next_rev
 from core.store import Document, Store
 
 BATCH = 500
+FIELDS = ("track_id", "rev", "feature_set", "flags", "features", "duration", "artist")
+"""What must be known of a track."""
 
 
 class Places:
@@ -37,10 +39,36 @@ class Places:
         self._X = np.empty((BATCH, sum(len(group.components) for group in run.space)))
         """The rows beyond the last track are room for more."""
 
+    def place(self, tracks: Iterable[Document]) -> list[Assignment]:
+        """Take in tracks, and return their assignments; a track without a place has none, and is no longer there.
+
+        The tracks that were there before keep what they were assigned.
+        """
+        given = {track["track_id"]: track for track in tracks}
+        self.put(given.values())
+        return self.assign(given)
+
     def put(self, tracks: Iterable[Document]) -> None:
-        """Take in tracks, or their newer versions; those without a place are passed over."""
-        for track, position in positions(self.run, filter(self._fits, tracks)):
-            self._put(track["track_id"], track["rev"], position)
+        """Take in tracks, or their newer versions, with `FIELDS`; what has no place, or none any more, is not there."""
+        given = {track["track_id"]: track for track in tracks}
+        placed = {
+            track["track_id"]: position for track, position in positions(self.run, filter(self._fits, given.values()))
+        }
+        for track_id, track in given.items():
+            if track_id in placed:
+                self._put(track_id, track["rev"], placed[track_id])
+            else:
+                self.drop(track_id)
+
+    def drop(self, track_id: str) -> None:
+        """Forget a track; the last one takes its row."""
+        row = self._rows.pop(track_id, None)
+        if row is None:
+            return
+        last, rev = self._ids.pop(), self._revs.pop()
+        if last != track_id:
+            self._rows[last], self._ids[row], self._revs[row] = row, last, rev
+            self._X[row] = self._X[len(self._ids)]
 
     def assign(self, track_ids: Iterable[str]) -> list[Assignment]:
         """Return the assignments of those tracks that have a place."""
@@ -66,7 +94,9 @@ class Places:
 def read_places(store: Store, run: Run) -> Places:
     """Return the places of all tracks of a run's feature set."""
     places = Places(run)
-    places.put(clusterable(store, run.feature_set, ("track_id", "rev", "feature_set", "features")))
+    tracks = clusterable(store, run.feature_set, FIELDS)
+    while batch := list(islice(tracks, BATCH)):
+        places.put(batch)
     return places
 
 

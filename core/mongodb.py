@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,9 +17,10 @@ from pymongo import errors
 from pymongo.uri_parser import parse_uri, split_options
 
 from core.errors import BackendError, ConfigError
+from core.mongodb_lease import hold
 from core.names import bare_url
 from core.records import Record, Value
-from core.store import Document, R, Upserted
+from core.store import LEASE_SECONDS, Confirm, Document, R, Upserted, split_keys
 
 TIMEOUT_MS = 4500
 """Until a server is given up: a first connection has 5 s."""
@@ -73,7 +74,7 @@ class MongoStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = bare_url(url)
+        self._url, self.url = url, bare_url(url)
         name = _database(url)
         try:
             # Every write here may be repeated, and a server that is no replica set refuses the driver's own repetition.
@@ -97,6 +98,9 @@ class MongoStore:
         except BackendError:
             self._client.close()
             raise
+
+    def __reduce__(self) -> tuple[type[MongoStore], tuple[str]]:
+        return MongoStore, (self._url,)
 
     def upsert(self, records: Iterable[Record]) -> Upserted:
         """Write what is newer than the stored record."""
@@ -125,22 +129,35 @@ class MongoStore:
         fields: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
         prefix: str = "",
+        after: str = "",
+        until: str | None = None,
     ) -> Iterator[Document]:
         """Stream documents in order of their key, page by page: no cursor stays open that could be lost."""
         collection = self._database[kind.collection]
         projection = None if fields is None else dict.fromkeys(fields, 1)
-        keys = _starting_with(prefix)
+        keys = {"$gt": after, **_starting_with(prefix), **({} if until is None else {"$lte": until})}
         while True:
             with self._translated():
-                found = collection.find({**(where or {}), **LIVING, **keys}, projection)
+                found = collection.find({**(where or {}), **LIVING, "_id": keys}, projection)
                 # A negative limit: one answer and no cursor.
                 page = list(found.sort("_id").limit(-PAGE))
             if not page:
                 return
-            keys["_id"] = {**keys.get("_id", {}), "$gt": page[-1]["_id"]}
+            keys["$gt"] = page[-1]["_id"]
             for document in page:
                 del document["_id"]
                 yield document
+
+    def splits(self, kind: type[Record], n_parts: int) -> list[str]:
+        """Return keys that part the records, by steps along their index."""
+        collection = self._database[kind.collection]
+
+        def step(last: str, skipped: int) -> str | None:
+            found = list(collection.find({"_id": {"$gt": last}}, {"_id": 1}).sort("_id").skip(skipped).limit(-1))
+            return str(found[0]["_id"]) if found else None
+
+        with self._translated():
+            return split_keys(collection.estimated_document_count(), n_parts, step)
 
     def count(self, kind: type[Record], where: Mapping[str, Any] | None = None) -> int:
         """Count records, deleted ones left out."""
@@ -150,7 +167,7 @@ class MongoStore:
     def purge(self, kind: type[Record], prefix: str) -> int:
         """Remove records and marks by the start of their key."""
         with self._translated():
-            return self._database[kind.collection].delete_many(_starting_with(prefix)).deleted_count
+            return self._database[kind.collection].delete_many({"_id": _starting_with(prefix)}).deleted_count
 
     def sweep(self, kind: type[Record], older_than: float) -> int:
         """Remove old marks, by an index that holds nothing but marks."""
@@ -159,6 +176,10 @@ class MongoStore:
         with self._translated():
             marks.create_index("deleted_at", sparse=True)
             return marks.delete_many({"deleted_at": {"$lt": before}}).deleted_count
+
+    def lease(self, name: str, seconds: float = LEASE_SECONDS) -> AbstractContextManager[Confirm]:
+        """Hold a document of the collection ``leases``."""
+        return hold(self._database["leases"], self._translated, self.url, name, seconds)
 
     def size(self) -> int:
         """Return the bytes that the server says the database takes, indexes included; 0 where it does not say."""
@@ -304,9 +325,9 @@ def _bad_url(url: str, problem: str) -> ConfigError:
     )
 
 
-def _starting_with(prefix: str) -> dict[str, dict[str, str]]:
-    """Return a filter of keys; the end of the range is the prefix with its last character raised."""
-    return {"_id": {"$gte": prefix, "$lt": prefix[:-1] + chr(ord(prefix[-1]) + 1)}} if prefix else {}
+def _starting_with(prefix: str) -> dict[str, str]:
+    """Return a range of keys; its end is the prefix with its last character raised."""
+    return {"$gte": prefix, "$lt": prefix[:-1] + chr(ord(prefix[-1]) + 1)} if prefix else {}
 
 
 def _encode(document: Document, guarded: list[Guarded]) -> str | None:

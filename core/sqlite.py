@@ -108,13 +108,17 @@ class Database:
 
     def lease(self, name: str) -> int | None:
         """Take a lease that lasts until the returned descriptor is closed; None if it is taken."""
-        lease = open_lock(self._beside(f"-{name}.lease"))
+        lease = open_lock(self._lease_file(name))
         try:
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lease)
             return None
         return lease
+
+    def holder(self, name: str) -> str:
+        """Return what the holder of a lease has written into its file."""
+        return self._lease_file(name).read_text("utf-8") or "another process"
 
     def version(self) -> int:
         """Return a number that changes when another connection has written."""
@@ -159,6 +163,9 @@ class Database:
             log.warning("%s: the write-ahead log stays %d bytes long: %s", self.path, size, _explain(error))
         finally:
             connection.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
+
+    def _lease_file(self, name: str) -> Path:
+        return self._beside(f"-{name}.lease")
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import orjson
 
 from core.records import Record, to_json
 from core.sqlite import Database
-from core.store import Document, R, Upserted
+from core.store import LEASE_SECONDS, Confirm, Document, R, Upserted, refusal, split_keys, this_holder
 
 SCHEMA = {
     "documents": """CREATE TABLE documents (
@@ -36,6 +39,9 @@ class SQLiteStore:
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.url = url
         self._database = Database(url, SCHEMA, create=create)
+
+    def __reduce__(self) -> tuple[Callable[[str], SQLiteStore], tuple[str]]:
+        return partial(SQLiteStore, create=False), (f"sqlite:///{self._database.path.absolute()}",)
 
     def upsert(self, records: Iterable[Record]) -> Upserted:
         """Write what is newer than the stored record."""
@@ -66,17 +72,31 @@ class SQLiteStore:
         fields: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
         prefix: str = "",
+        after: str = "",
+        until: str | None = None,
     ) -> Iterator[Document]:
         """Stream documents in order of their key, a page at a time."""
         bulk = "bulk" if fields is None or kind.bulky.intersection(fields) else "NULL"
         condition, values = _condition(kind, where, prefix)
-        statement = f"SELECT _id, doc, {bulk} FROM documents WHERE {condition} AND _id > ? ORDER BY _id LIMIT {PAGE}"
-        last = ""
-        while page := self._database.read(statement, (*values, last)):
+        limits = "_id > ?" if until is None else "_id > ? AND _id <= ?"
+        statement = f"SELECT _id, doc, {bulk} FROM documents WHERE {condition} AND {limits} ORDER BY _id LIMIT {PAGE}"
+        last, end = after, () if until is None else (until,)
+        while page := self._database.read(statement, (*values, last, *end)):
             for _, doc, extra in page:
                 document = _document(doc, extra)
                 yield document if fields is None else {name: document[name] for name in fields if name in document}
             last = page[-1][0]
+
+    def splits(self, kind: type[Record], n_parts: int) -> list[str]:
+        """Return keys that part the records, by steps along their index."""
+
+        def step(last: str, skipped: int) -> str | None:
+            statement = "SELECT _id FROM documents WHERE collection = ? AND _id > ? ORDER BY _id LIMIT 1 OFFSET ?"
+            rows = self._database.read(statement, (kind.collection, last, skipped))
+            return rows[0][0] if rows else None
+
+        (found,) = self._database.read("SELECT COUNT(*) FROM documents WHERE collection = ?", (kind.collection,))
+        return split_keys(found[0], n_parts, step)
 
     def count(self, kind: type[Record], where: Mapping[str, Any] | None = None) -> int:
         """Count records."""
@@ -105,6 +125,20 @@ class SQLiteStore:
             ).rowcount
         self._database.shrink()
         return removed
+
+    @contextmanager
+    def lease(self, name: str, seconds: float = LEASE_SECONDS) -> Iterator[Confirm]:
+        """Hold a lock on a file beside the database, which says who holds it."""
+        lock = self._database.lease(name)
+        if lock is None:
+            raise refusal(self.url, name, self._database.holder(name), "let it end, or stop it")
+        try:
+            with suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(lock, 0)
+                os.write(lock, this_holder().encode())
+            yield lambda: None
+        finally:
+            os.close(lock)
 
     def size(self) -> int:
         """Return the bytes of the file, which the bus may share."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from core.errors import ConfigError
-from core.names import bare_url
+from core.errors import BackendError, ConfigError
+from core.names import bare_url, utc_now
 from core.records import Record
 
 Document = dict[str, Any]
 R = TypeVar("R", bound=Record)
+LEASE_SECONDS = 30.0
+"""How long a lease outlives a holder that was killed, where the system does not free it at once."""
+
+Confirm = Callable[[], None]
+"""Raises `BackendError` if a lease was lost; else it is held for its time from now on."""
 
 
 class Upserted(NamedTuple):
@@ -24,7 +32,8 @@ class Upserted(NamedTuple):
 class Store(Protocol):
     """Collections of records.
 
-    What is written is durable when the call returns. Every method raises `BackendError`.
+    What is written is durable when the call returns. Every method raises `BackendError`. A store can be pickled: what
+    comes out in another process is a connection of its own to the same collections.
     """
 
     url: str
@@ -52,6 +61,8 @@ class Store(Protocol):
         fields: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
         prefix: str = "",
+        after: str = "",
+        until: str | None = None,
     ) -> Iterator[Document]:
         """Stream documents in order of their key, in bounded memory, while others write.
 
@@ -65,6 +76,17 @@ class Store(Protocol):
             Top-level fields that must be equal.
         prefix : str
             Only keys that start so.
+        after : str
+            Only keys above this one.
+        until : str, optional
+            Only keys up to this one, itself included.
+        """
+
+    def splits(self, kind: type[Record], n_parts: int) -> list[str]:
+        """Return at most `n_parts` − 1 keys, in order, that part the records into ranges of about the same size.
+
+        A range is what `scan` returns `after` a key `until` the next one. Only keys are read, marks of deletion
+        among them.
         """
 
     def count(self, kind: type[Record], where: Mapping[str, Any] | None = None) -> int:
@@ -76,11 +98,44 @@ class Store(Protocol):
     def sweep(self, kind: type[Record], older_than: float) -> int:
         """Remove the marks of what was deleted here more than so many seconds ago; return how many."""
 
+    def lease(self, name: str, seconds: float = LEASE_SECONDS) -> AbstractContextManager[Confirm]:
+        """Be the only one who holds `name` in this store, until the block ends or the process dies.
+
+        Raise at once, with who holds it and since when, if another does. A holder that stood still for longer than
+        `seconds` may have lost it to another: what is called inside tells.
+        """
+
     def size(self) -> int:
         """Return the bytes the store takes."""
 
     def close(self) -> None:
         """Let go of files and connections."""
+
+
+def this_holder() -> str:
+    """Return who takes a lease now, for those who come second."""
+    return f"process {os.getpid()} on {socket.gethostname()}, since {utc_now()}"
+
+
+def refusal(url: str, name: str, holder: str, advice: str) -> BackendError:
+    """Return what is told to one who comes second."""
+    return BackendError(f"{url}: `{name}` is at work already: {holder}; {advice}", retriable=True)
+
+
+def split_keys(n_keys: int, n_parts: int, step: Callable[[str, int], str | None]) -> list[str]:
+    """Return what `Store.splits` promises.
+
+    Parameters
+    ----------
+    n_keys, n_parts : int
+    step : callable
+        Takes a key and a number ≥ 0; returns the next key after it but for so many, None where there is none.
+    """
+    size = max(-(-n_keys // n_parts), 1)
+    found: list[str] = []
+    while len(found) < n_parts - 1 and (key := step(found[-1] if found else "", size - 1)) is not None:
+        found.append(key)
+    return found
 
 
 def open_store(url: str, *, create: bool = True) -> Store:

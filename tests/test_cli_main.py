@@ -21,7 +21,7 @@ import pytest
 import soundfile
 
 from cli.main import app, main
-from core import open_bus
+from core import open_bus, open_store
 from core.bus import read_to_end
 from core.config import Config
 from etl.messages import create_topics
@@ -134,6 +134,12 @@ def test_a_folder_without_audio_is_named_with_the_extensions(murmur: Murmur, tmp
     (tmp_path / "empty" / "notes.txt").write_text("no music")
     says(murmur("-q", "run", "empty"), 2, "empty", ".mp3")
     assert [file.name for file in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_second_cluster_stops_at_once_with_who_is_at_work(murmur: Murmur, finished: Path) -> None:
+    os.chdir(finished)
+    with closing(open_store("sqlite:///murmur.db")) as store, store.lease("cluster"):
+        says(murmur("-q", "cluster", "--engine", "sklearn"), 1, "`cluster` is at work", f"process {os.getpid()} on ")
 
 
 def test_a_missing_csv_is_named(murmur: Murmur, tones: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import clustering_library as library
@@ -471,6 +471,40 @@ def test_a_job_that_dies_between_two_writes_is_ignored_and_done_again(
     assert runs.latest_run(store) == run_of(store, report)
     assert len(library.assigned(store, report.run_id)) == 20
     assert report.written == (0 if writes == 4 else 20)
+
+
+def test_a_second_clustering_of_a_store_is_refused_while_the_first_is_at_work(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(20))
+    refused: list[str] = []
+
+    def begin_another(_: Progress) -> None:
+        with (
+            closing(SQLiteStore(store.url)) as other,
+            pytest.raises(BackendError, match="`cluster` is at work") as told,
+        ):
+            library.cluster_them(config(n_clusters=3), other)
+        refused.append(str(told.value))
+
+    report = library.cluster_them(config(n_clusters=2), store, progress=begin_another)
+    assert refused
+    assert runs.run_ids_of(store, complete=True) == [report.run_id]
+    assert fit(store, n_clusters=3).clusters == 3, "it lets go at its end"
+
+
+def test_a_job_that_lost_its_lease_completes_nothing(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def lost(*_: object) -> Iterator[Callable[[], None]]:
+        def confirm() -> None:
+            raise BackendError("lost")
+
+        yield confirm
+
+    store.upsert(library.tracks(20))
+    monkeypatch.setattr(SQLiteStore, "lease", lost)
+    with pytest.raises(BackendError, match="lost"):
+        fit(store, n_clusters=3)
+    assert runs.latest_run(store) is None
+    assert len(runs.run_ids_of(store, complete=False)) == 1
 
 
 @pytest.mark.parametrize(("died", "ids"), [(3, ["c01", "c02", "c03"]), (2, ["c03", "c04", "c05"])])

@@ -449,3 +449,51 @@ def test_the_url_that_is_shown_has_no_options(store: MongoStore) -> None:
 def test_the_size_grows_with_what_is_stored(store: MongoStore) -> None:
     store.upsert([track("a", title="x" * 1_000_000)])
     assert store.size() > 100_000
+
+
+def until_of(store: MongoStore, name: str) -> int:
+    found = store._database["leases"].find_one({"_id": name})
+    assert found
+    return int(found["until"])
+
+
+def run_out(store: MongoStore, name: str) -> None:
+    """Make it as late as it is when the holder has stood still for long."""
+    store._database["leases"].update_one({"_id": name}, {"$set": {"until": 0}})
+
+
+class TestLease:
+    def test_it_is_renewed_as_long_as_it_is_held_and_gone_after_that(self, store: MongoStore) -> None:
+        with store.lease("work", 0.3):
+            seen = {until_of(store, "work")}
+            while len(seen) < 4:
+                seen.add(until_of(store, "work"))
+        assert store._database["leases"].count_documents({}) == 0
+
+    def test_a_holder_that_lost_it_is_told_who_has_it_and_leaves_it_alone(self, store: MongoStore, url: str) -> None:
+        with closing(MongoStore(url)) as other, other.lease("work", 600) as confirm:
+            run_out(store, "work")
+            with store.lease("work", 600) as confirm_ours:
+                with pytest.raises(BackendError, match=r"`work` .* lost to process \d+ on .*: run it again"):
+                    confirm()
+                confirm_ours()
+            with pytest.raises(BackendError, match="lost to another process, which has ended"):
+                confirm()
+
+    def test_a_holder_that_stood_still_while_nobody_else_came_has_it_again(self, store: MongoStore) -> None:
+        with store.lease("work", 600) as confirm:
+            run_out(store, "work")
+            confirm()
+            assert until_of(store, "work") > 0
+
+    def test_a_holder_that_cannot_renew_it_is_told_and_it_runs_out(
+        self, store: MongoStore, url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with closing(MongoStore(url)) as cut_off, cut_off.lease("work", 0.3) as confirm:
+            cut_off.close()
+            while "the lease of work is not renewed" not in caplog.text:
+                time.sleep(0.05)
+            with pytest.raises(BackendError):
+                confirm()
+        assert "the lease of work runs out in 0.3 s" in caplog.text
+        assert until_of(store, "work") > 0

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
+import re
+import signal
 import sys
+import time
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import islice, pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,9 +25,10 @@ import pytest
 from bson.raw_bson import RawBSONDocument
 from mongomock.collection import BulkOperationBuilder
 
-from core.errors import ConfigError, MurmurError
+from core.errors import BackendError, ConfigError, MurmurError
+from core.names import utc_now
 from core.records import Assignment, Failure, Neighbour, Record, Source, Track
-from core.store import Store, Upserted, open_store
+from core.store import Confirm, Store, Upserted, open_store
 
 SOURCE = Source(
     path="/music/a.mp3",
@@ -258,6 +265,43 @@ class StoreContract:
         assert keys(store, Assignment, prefix="rx/", where={"track_id": "ü"}) == ["ü"]
         assert keys(store, Assignment, prefix="zz") == []
 
+    def test_after_and_until_bound_the_keys_of_a_scan(self, store: Store) -> None:
+        store.upsert([track(key) for key in ("a", "b", "ba", "c", "ü", "音")])
+        assert keys(store, after="a", until="c") == ["b", "ba", "c"]
+        assert keys(store, after="b") == ["ba", "c", "ü", "音"]
+        assert keys(store, until="ab") == ["a"]
+        assert keys(store, after="c", until="b") == []
+        assert keys(store, after="b", until="z", prefix="b", where={"track_id": "ba"}) == ["ba"]
+        assert keys(store, after="a", until="b", prefix="c") == []
+
+    def test_a_bounded_scan_goes_on_page_after_page_to_its_bound(self, store: Store) -> None:
+        store.upsert([track(f"{n:04}") for n in range(1300)])
+        assert keys(store, after="0001", until="1277") == [f"{n:04}" for n in range(2, 1278)]
+
+    @pytest.mark.parametrize(("n_keys", "n_parts"), [(20, 1), (20, 4), (23, 4), (3, 7), (1, 2), (0, 5)])
+    def test_splits_part_a_collection_into_ranges_of_about_the_same_size(
+        self, store: Store, n_keys: int, n_parts: int
+    ) -> None:
+        store.upsert([track(f"t{n:02}") for n in range(n_keys)])
+        store.upsert([failure(f"f{n}") for n in range(30)])
+        splits = store.splits(Track, n_parts)
+        parts = [keys(store, after=a, until=b) for a, b in pairwise(["", *splits, None])]
+        assert [key for part in parts for key in part] == [f"t{n:02}" for n in range(n_keys)]
+        assert len(parts) <= n_parts
+        assert max(map(len, parts)) == -(-n_keys // n_parts)
+
+    def test_splits_count_marks_of_deletion_too(self, store: Store) -> None:
+        store.upsert([track(f"t{n}") for n in range(8)])
+        store.delete(Track, {f"t{n}": 2 for n in range(4)})
+        assert store.splits(Track, 2) == ["t3"]
+
+    def test_a_pickled_store_opens_the_same_collections_anew(self, store: Store) -> None:
+        store.upsert([track("a")])
+        with closing(pickle.loads(pickle.dumps(store))) as copy:
+            copy.upsert([track("b")])
+            store.close()
+            assert keys(copy) == ["a", "b"]
+
     def test_kinds_do_not_mix(self, store: Store) -> None:
         store.upsert([track("same")])
         store.upsert([failure("same")])
@@ -386,6 +430,41 @@ class StoreContract:
         other.upsert([track("a", rev=2, title="2")])
         assert title(store, "a") == "2"
 
+    def test_a_second_holder_of_a_lease_is_refused_at_once_and_told_who_has_it_since_when(
+        self, store: Store, reopen: Reopen
+    ) -> None:
+        since = utc_now()
+        with store.lease("work") as confirm, reopen().lease("other work"):
+            with pytest.raises(BackendError, match=rf"`work` .* process {os.getpid()} on \S+, since (\S+Z)") as refused:
+                reopen().lease("work").__enter__()
+            confirm()
+        told = re.search(r"since (\S+Z)", str(refused.value))
+        assert told
+        assert since <= told[1] <= utc_now()
+
+    def test_a_lease_is_free_again_after_its_block_and_after_an_error_in_it(self, store: Store, reopen: Reopen) -> None:
+        with store.lease("work"):
+            pass
+        with pytest.raises(ZeroDivisionError), reopen().lease("work"):
+            raise ZeroDivisionError
+        with store.lease("work") as confirm:
+            confirm()
+
+    def test_a_killed_holder_frees_its_lease(self, url: str, store: Store) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        holder = spawn.Process(target=hold_lease, args=(url, theirs))
+        holder.start()
+        try:
+            assert ours.recv() == "held"
+            with pytest.raises(BackendError, match=f"process {holder.pid} on "):
+                store.lease("work").__enter__()
+        finally:
+            holder.kill()
+            holder.join()
+        with ExitStack() as held:
+            when_free(lambda: held.enter_context(store.lease("work")))()
+
     def test_size_is_a_number_of_bytes(self, store: Store) -> None:
         store.upsert([track("a")])
         assert isinstance(store.size(), int)
@@ -420,11 +499,41 @@ class TestSQLite(StoreContract):
             open_store(f"sqlite:///{tmp_path}/nothing.db", create=False)
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_pickled_store_is_found_from_another_folder_and_makes_no_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        pickled = pickle.dumps(open_store("sqlite:///here.db"))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match=rf"no here\.db in {tmp_path}"):
+            pickle.loads(pickled)
+        with closing(open_store(f"sqlite:///{tmp_path}/here.db")) as store:
+            store.upsert([track("a")])
+            assert keys(pickle.loads(pickled)) == ["a"]
+            assert list((tmp_path / "elsewhere").iterdir()) == []
+
     def test_a_file_that_is_no_database_is_one_clear_line(self, tmp_path: Path) -> None:
         (tmp_path / "text.db").write_text("not a database, but long enough to be looked at as one\n" * 40)
         with pytest.raises(MurmurError, match=r"text\.db") as caught:
             open_store(f"sqlite:///{tmp_path}/text.db").count(Track)
         assert "\n" not in str(caught.value)
+
+
+def hold_lease(url: str, pipe: Connection) -> None:
+    """Take a lease and keep it until killed: what a holding process of the test above runs."""
+    with open_store(url).lease("work", 5.0):
+        pipe.send("held")
+        signal.pause()
+
+
+def when_free(take: Callable[[], Confirm]) -> Confirm:
+    """Take a lease as soon as its holder is gone."""
+    for _ in range(300):
+        with suppress(BackendError):
+            return take()
+        time.sleep(0.1)
+    return take()
 
 
 def write_tracks(url: str, name: str, n_batches: int) -> None:
@@ -468,6 +577,7 @@ class TestMongoDB(StoreContract):
 class TestMongomock(StoreContract):
     """The same without a server, so that the rules of writing are tested where there is no Java."""
 
+    test_a_killed_holder_frees_its_lease = None  # its data are this process's own
     test_size_is_a_number_of_bytes = None  # it has no dbStats
     test_scan_keeps_its_memory_bounded = None  # it copies what it holds
 

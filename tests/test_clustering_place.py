@@ -1,0 +1,104 @@
+"""Placing tracks one at a time in the space of a run: as the batch does, while the library changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import clustering_library as library
+import pytest
+
+from clustering.place import Places, read_places
+from core.config import parse_config
+from core.records import Assignment, Run, Track
+from core.sqlite_store import SQLiteStore
+
+CONFIG = parse_config({"clustering": {"engine": "sklearn"}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SQLiteStore]:
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/test.db")) as opened:
+        yield opened
+
+
+def clustered(store: SQLiteStore, tracks: list[Track]) -> Run:
+    store.upsert(tracks)
+    run = store.get(Run, library.cluster_them(CONFIG, store).run_id)
+    assert run is not None
+    return run
+
+
+def without_rev(assignment: Assignment | dict[str, Any]) -> dict[str, Any]:
+    """Return what does not depend on when it was assigned, with approximate numbers."""
+    fields = assignment if isinstance(assignment, dict) else assignment.model_dump()
+    rounded = {name: pytest.approx(value) for name, value in fields.items() if isinstance(value, float)}
+    near = [(one["track_id"], pytest.approx(one["score"])) for one in fields["neighbours"]]
+    return fields | rounded | {"neighbours": near, "rev": 0}
+
+
+def near(assignment: Assignment) -> list[str]:
+    return [one.track_id for one in assignment.neighbours]
+
+
+def test_tracks_placed_one_by_one_are_where_the_batch_put_them(store: SQLiteStore) -> None:
+    tracks = library.tracks(60, spread=1)
+    run = clustered(store, tracks)
+    places = read_places(store, run)
+    stored = {one["track_id"]: one for one in store.scan(Assignment, prefix=f"{run.run_id}/")}
+    for track in reversed(tracks):
+        (assignment,) = places.place([track.model_dump()])
+        assert without_rev(assignment) == without_rev(stored[track.track_id])
+
+
+def test_a_placed_track_is_a_neighbour_of_the_next_one_and_a_dropped_one_is_none(store: SQLiteStore) -> None:
+    *tracks, new = library.tracks(41)
+    run = clustered(store, tracks)
+    places = read_places(store, run)
+    like_it = new.model_copy(update={"track_id": "like it", "duration": 9.0})
+    assert "new" not in near(places.place([like_it.model_dump()])[0])
+    places.place([new.model_copy(update={"track_id": "new"}).model_dump()])
+    (again,) = places.assign(["like it"])
+    assert (near(again)[0], again.neighbours[0].score) == ("new", 1)
+    places.drop("new")
+    assert "new" not in near(places.assign(["like it"])[0])
+    assert places.assign(["new"]) == []
+
+
+def test_a_new_version_of_a_track_takes_the_place_of_the_old_one(store: SQLiteStore) -> None:
+    tracks = library.tracks(24)
+    run = clustered(store, tracks)
+    places = read_places(store, run)
+    (before,) = places.assign(["t001"])
+    assert before.cluster_id == places.assign(["t005"])[0].cluster_id
+    moved = tracks[1].model_copy(update={"features": tracks[2].features, "rev": 7})
+    (after,) = places.place([moved.model_dump()])
+    assert (after.track_rev, after.cluster_id) == (7, places.assign(["t002"])[0].cluster_id)
+    assert near(after)[0] == "t002"
+    assert "t001" not in near(places.assign(["t005"])[0])
+
+
+@pytest.mark.parametrize("changed", [{"flags": ["silent"]}, {"feature_set": "another"}, {"features": {}}])
+def test_a_track_that_has_no_place_any_more_is_gone(store: SQLiteStore, changed: dict[str, Any]) -> None:
+    tracks = library.tracks(12, kinds=1)
+    places = read_places(store, clustered(store, tracks))
+    assert places.place([tracks[3].model_copy(update=changed).model_dump()]) == []
+    assert "t003" not in near(places.assign(["t004"])[0])
+
+
+def test_dropping_whatever_remains_leaves_the_others_as_they_were(store: SQLiteStore) -> None:
+    """Each in turn, the last row and the first among them, until one is left, which has no neighbour."""
+    tracks = library.tracks(8, kinds=1)
+    run = clustered(store, tracks)
+    places = read_places(store, run)
+    for gone in range(8):
+        there = tracks[gone:]
+        fresh = Places(run)
+        fresh.put(track.model_dump() for track in there)
+        ids = [track.track_id for track in there]
+        assert list(map(without_rev, places.assign(ids))) == list(map(without_rev, fresh.assign(ids)))
+        places.drop(f"t{gone:03d}")
+        places.drop(f"t{gone:03d}")
+    assert places.assign(["t007"]) == []
