@@ -426,6 +426,8 @@ class PublishedRun(Value):
     """Why it could not."""
     changes: dict[str, Int64] = {}
     """How many tracks joined, moved, changed and left with the publication."""
+    input_digest: str = ""
+    """Digest of the (track_id, rev) of the assignments and the tracks that were published."""
 
 
 def _first_problem(error: ValidationError) -> str:
