@@ -228,7 +228,7 @@ def subscribe(
     """Show a cluster's members; with a group, what is new to it."""
     from core import open_bus
     from core.names import Names
-    from topics import subscribe as reader
+    from topics import news as reader
 
     config = _config(context)
     names = Names(config.topics.prefix)
@@ -243,10 +243,10 @@ def subscribe(
             return is_asked is not None and is_asked()
 
         if follow:
-            show.news(reader.news(bus, names, cluster, group, until), as_json=as_json)
+            show.news(reader.batches(bus, names, cluster, group, until), as_json=as_json)
         elif group is None:
             show.members(reader.members(bus, names, cluster), as_json=as_json)
-        elif not show.news(reader.news(bus, names, cluster, group), as_json=as_json) and not as_json:
+        elif not show.news(reader.batches(bus, names, cluster, group), as_json=as_json) and not as_json:
             show.text("nothing new")
 
 
