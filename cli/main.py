@@ -196,14 +196,24 @@ def cluster(
 def publish(
     context: typer.Context,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Put this run in force [default: the latest].")] = None,
+    follow: Follow = False,
     as_json: Json = False,
 ) -> None:
     """Send to the cluster topics what differs from the last time."""
+    from topics import follow as following
     from topics import publish as job
 
     config = _config(context)
-    with _opened(config) as (store, bus), _watched(context) as watch:
-        report = job.run(config, store=store, bus=bus, run_id=run, progress=watch)
+    with (
+        _measured(config) if follow else nullcontext(),
+        _opened(config) as (store, bus),
+        _watched(context) as watch,
+        _until_asked(follow=follow) as until,
+    ):
+        if until:
+            report = following.run(config, store=store, bus=bus, until=until, run_id=run, progress=watch)
+        else:
+            report = job.run(config, store=store, bus=bus, run_id=run, progress=watch)
     show.report("publish", report, as_json=as_json)
 
 
@@ -218,7 +228,7 @@ def subscribe(
     """Show a cluster's members; with a group, what is new to it."""
     from core import open_bus
     from core.names import Names
-    from topics import subscribe as reader
+    from topics import news as reader
 
     config = _config(context)
     names = Names(config.topics.prefix)
@@ -233,10 +243,10 @@ def subscribe(
             return is_asked is not None and is_asked()
 
         if follow:
-            show.news(reader.news(bus, names, cluster, group, until), as_json=as_json)
+            show.news(reader.batches(bus, names, cluster, group, until), as_json=as_json)
         elif group is None:
             show.members(reader.members(bus, names, cluster), as_json=as_json)
-        elif not show.news(reader.news(bus, names, cluster, group), as_json=as_json) and not as_json:
+        elif not show.news(reader.batches(bus, names, cluster, group), as_json=as_json) and not as_json:
             show.text("nothing new")
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from core.records import Failure, Member
     from etl.dead_letters import DeadLetter
     from etl.failures import RetryReport
-    from topics.subscribe import News
+    from topics.news import News
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where there is no terminal."""
@@ -215,10 +216,10 @@ def members(found: Mapping[str, Member], *, as_json: bool) -> None:
     _table(("score", "title", "artist", "genre", "nearest", "track_id"), rows, right=("score",))
 
 
-def news(changes: Iterable[News], *, as_json: bool) -> int:
+def news(batches: Iterable[Iterable[News]], *, as_json: bool) -> int:
     """Print what is new, a line each, as it is read; return how many."""
     count = 0
-    for count, change in enumerate(changes, 1):  # noqa: B007  # returned
+    for count, change in enumerate(chain.from_iterable(batches), 1):  # noqa: B007  # returned
         if as_json:
             text(change.to_json().decode())
         else:

@@ -277,6 +277,28 @@ class BusContract:
         send(bus, topic, b"2")
         assert values(take(consumer, 1)) == [b"2"]
 
+    def test_a_reader_that_looks_ahead_is_at_the_end_once_it_has_read_what_came_meanwhile(
+        self, bus: Bus, topic: str
+    ) -> None:
+        send(bus, topic, b"1")
+        consumer = bus.consumer([topic])
+        drain(consumer)
+        send(bus, topic, b"2", b"3")
+        assert consumer.at_end()
+        assert consumer.look_ahead() == bus.ends([topic])
+        assert not consumer.at_end()
+        assert values(drain(consumer)) == [b"2", b"3"]
+        consumer.look_ahead()
+        assert consumer.at_end()
+
+    def test_a_member_of_a_group_looks_ahead_too(self, bus: Bus, topic: str, group: str) -> None:
+        send(bus, topic, b"1")
+        consumer = bus.consumer([topic], group=group)
+        drain(consumer)
+        send(bus, topic, b"2", b"3")
+        assert consumer.look_ahead() == bus.ends([topic])
+        assert values(drain(consumer)) == [b"2", b"3"]
+
     # Groups
 
     def test_a_new_group_begins_at_the_beginning(self, bus: Bus, topic: str, group: str) -> None:
@@ -599,6 +621,35 @@ class BusContract:
             for message in take(consumer, 3):
                 producer.send(target, message.key, message.value)
         assert everything(bus, target) == [b"0", b"1", b"2"]
+
+    def test_a_producer_with_an_id_that_commits_for_a_consumer_persists_neither_once_it_is_fenced(
+        self, bus: Bus, new_topic: NewTopic, group: str, name: str
+    ) -> None:
+        source, target = new_topic(), new_topic()
+        send(bus, source, *(b"%d" % n for n in range(5)))
+        consumer = bus.consumer([source], group=group)
+        producer = bus.producer(name, commits=consumer)
+
+        def pass_on(n_messages: int) -> None:
+            with producer.transaction():
+                for message in take(consumer, n_messages):
+                    producer.send(target, message.key, message.value)
+
+        pass_on(2)
+        bus.producer(name)
+        with pytest.raises(FencedError):
+            pass_on(1)
+        assert everything(bus, target) == [b"0", b"1"]
+        assert bus.committed(group, [source]) == {TopicPartition(source, 0): 2}
+
+    def test_a_group_has_members_while_a_consumer_of_it_is_at_work(self, bus: Bus, topic: str, group: str) -> None:
+        assert not bus.has_members(group)
+        consumer = bus.consumer([topic], group=group)
+        drain(consumer)
+        assert bus.has_members(group)
+        assert not bus.has_members(f"{group}.other")
+        consumer.close()
+        assert not bus.has_members(group)
 
     # Trimming
 
