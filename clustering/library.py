@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from clustering.describe import sounds
 from clustering.space import Declared, Matrix, Row, Slot, Vectors, layouts, stack, vector
@@ -27,18 +28,19 @@ TELL_EVERY = 500
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A copy of what is clustered; rows in order of the `track_id`."""
+    """What is known of a copy of what is clustered, beside its vectors; rows in order of the `track_id`."""
 
     revs: dict[str, int]
     """Track id → its revision, of the tracks that have a row."""
-    vectors: Vectors
     sounds: Matrix
     """(n, n_scales), from `describe.sounds`."""
-    metadata: list[Document]
+    metadata: Sequence[Document]
     """What was asked for of each row's track."""
     input_digest: str
     unreadable: int
     """Tracks left out because their features do not fit this version."""
+    n_distinct: int
+    """How many rows differ in any value of their vectors."""
 
     @property
     def track_ids(self) -> list[str]:
@@ -46,9 +48,19 @@ class Library:
         return list(self.revs)
 
 
-def clusterable(store: Store, feature_set: str, fields: Sequence[str]) -> Iterator[Document]:
-    """Stream the clusterable tracks in order of the `track_id`."""
-    for track in store.scan(Track, fields=[*fields, "flags"], where={"feature_set": feature_set}):
+@dataclass(frozen=True, slots=True)
+class LoadedLibrary(Library):
+    """A library with its vectors in the memory of this process."""
+
+    vectors: Vectors
+
+
+def clusterable(
+    store: Store, feature_set: str, fields: Sequence[str], *, after: str = "", until: str | None = None
+) -> Iterator[Document]:
+    """Stream the clusterable tracks in order of the `track_id`, or those above one up to another."""
+    where = {"feature_set": feature_set}
+    for track in store.scan(Track, fields=[*fields, "flags"], where=where, after=after, until=until):
         if UNCLUSTERABLE.isdisjoint(track["flags"]):
             yield track
 
@@ -80,7 +92,7 @@ def read_library(
     progress: Watch,
     *,
     fields: Sequence[str] = (),
-) -> Library:
+) -> LoadedLibrary:
     """Read the clusterable tracks once, with the columns of some groups; `total` is how many there are.
 
     Raises
@@ -101,6 +113,25 @@ def read_library(
         if len(read) % TELL_EVERY == 0 and len(read) < total:
             progress(Progress("read", len(read), total, len(read) - len(placed)))
     if not placed:
-        raise ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")
-    progress(Progress("read", len(read), len(read), len(read) - len(placed)))
-    return Library(placed, stack(rows), np.array(heard), metadata, digest_of(read), len(read) - len(placed))
+        raise nothing_fits(store)
+    unreadable = len(read) - len(placed)
+    progress(Progress("read", len(read), len(read), unreadable))
+    vectors = stack(rows)
+    return LoadedLibrary(
+        placed, np.array(heard), metadata, digest_of(read), unreadable, count_distinct(vectors), vectors
+    )
+
+
+def count_distinct(vectors: Vectors) -> int:
+    """Return how many tracks differ in any value of any group."""
+    return len({vectors_digest(rows) for rows in zip(*vectors.values(), strict=True)})
+
+
+def vectors_digest(rows: Iterable[npt.NDArray[np.float32]]) -> str:
+    """Return what is equal for tracks whose vectors, one of each group, are equal."""
+    return digest(b"".join(row.tobytes() for row in rows))
+
+
+def nothing_fits(store: Store) -> ConfigError:
+    """Return the error of a library without a vector."""
+    return ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")
