@@ -25,6 +25,7 @@ from clustering.library import Library, current_revs, digest_of
 from clustering.measures import agreement, classes, shape
 from clustering.members import Former, members, number, recall
 from clustering.place import place, store_all
+from clustering.ranking import measure_neighbourhoods, points
 from clustering.runs import cluster_ids_on, latest_run, next_run_id, purge_runs, require_run, run_in_force
 from clustering.space import Matrix
 from core.blocks import PROFILES
@@ -326,9 +327,11 @@ def measure(fitted: Fit, distances: Matrix, library: Library, random_state: int)
 
 
 def assignments(run: Run, library: Library, fitted: Fit, progress: Watch = ignore) -> Iterator[Assignment]:
-    """Yield where each track is, with its 10 nearest others by exact distance in the whole library."""
+    """Yield where each track is, with the 10 others of the whole library that are recommended to it."""
     progress(Progress("neighbours", 0, len(library.revs)))
-    yield from place(run, library.track_ids, list(library.revs.values()), fitted.X, rev=run.rev)
+    there = points(fitted.X, library.recordings)
+    measure_neighbourhoods(there, progress)
+    yield from place(run, library.track_ids, list(library.revs.values()), there, rev=run.rev)
 
 
 def write(store: Store, run: Run, records: Iterator[Assignment], confirm: Confirm, progress: Watch = ignore) -> int:

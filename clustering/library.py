@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clustering.describe import sounds
+from clustering.recordings import RECORDING, Recordings, recording
 from clustering.space import Declared, Matrix, Row, Slot, Vectors, layouts, stack, vector
 from core.errors import ConfigError, RecordError
 from core.jobs import Progress, Watch
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 
 UNCLUSTERABLE = frozenset({"silent", "too_short"})
 """Flags of tracks that have no place in the space."""
-VARIOUS = frozenset({"", "various", "various artists", "va", "unknown", "unknown artist"})
-"""What stands for no one artist, in lower case."""
+READ = ("track_id", "rev", "features", "duration", "artist")
+"""What a library reads of each track, beside its metadata."""
 TELL_EVERY = 500
 
 
@@ -34,6 +35,7 @@ class Library:
     """Track id → its revision, of the tracks that have a row."""
     sounds: Matrix
     """(n, n_scales), from `describe.sounds`."""
+    recordings: Recordings
     metadata: Sequence[Document]
     """What was asked for of each row's track."""
     input_digest: str
@@ -100,15 +102,16 @@ def read_library(
     ConfigError
         If none has a vector.
     """
-    slots, rows, heard, metadata = layouts(groups), [], [], []
+    slots, rows, heard, recordings, metadata = layouts(groups), [], [], [], []
     read: dict[str, int] = {}
     placed: dict[str, int] = {}
-    for track in clusterable(store, feature_set, ["track_id", "rev", "features", *fields]):
+    for track in clusterable(store, feature_set, [*READ, *fields]):
         read[track["track_id"]] = track["rev"]
         if row := row_of(track, slots):
             placed[track["track_id"]] = track["rev"]
             rows.append(row)
             heard.append(sounds(track["features"]))
+            recordings.append(recording(track))
             metadata.append({field: track[field] for field in fields})
         if len(read) % TELL_EVERY == 0 and len(read) < total:
             progress(Progress("read", len(read), total, len(read) - len(placed)))
@@ -118,7 +121,14 @@ def read_library(
     progress(Progress("read", len(read), len(read), unreadable))
     vectors = stack(rows)
     return LoadedLibrary(
-        placed, np.array(heard), metadata, digest_of(read), unreadable, count_distinct(vectors), vectors
+        revs=placed,
+        sounds=np.array(heard),
+        recordings=np.array(recordings, dtype=RECORDING),
+        metadata=metadata,
+        input_digest=digest_of(read),
+        unreadable=unreadable,
+        n_distinct=count_distinct(vectors),
+        vectors=vectors,
     )
 
 

@@ -24,6 +24,7 @@ from pyspark.sql.functions import col
 
 from clustering.centres import EPSILON, MAX_ITERATIONS
 from clustering.library import Library, digest_of, nothing_fits
+from clustering.recordings import RECORDING
 from clustering.space import (
     Declared,
     Matrix,
@@ -144,6 +145,7 @@ def library_of(tracks: DataFrame, store: Store) -> Library:
     return Library(
         revs=_revs(placed),
         sounds=np.vstack([matrix(chunk) for chunk in placed["sounds"].chunks if len(chunk)]),
+        recordings=np.frombuffer(b"".join(placed["recording"].to_pylist()), RECORDING),
         metadata=Documents(placed["metadata"]),
         input_digest=digest_of(_revs(known)),
         unreadable=len(known) - len(placed),

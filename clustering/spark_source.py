@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -16,7 +17,8 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
 from clustering.describe import sounds
-from clustering.library import clusterable, vectors_digest
+from clustering.library import READ, clusterable, vectors_digest
+from clustering.recordings import RECORDING, recording
 from clustering.space import Slot, vector
 from core.errors import RecordError
 from core.records import Track
@@ -31,6 +33,7 @@ KNOWN = pa.schema(
         "rev": pa.int64(),
         "problem": pa.string(),  # why the track has no vectors; else null
         "sounds": pa.list_(pa.float64()),
+        "recording": pa.binary(),  # of `recordings.RECORDING`
         "metadata": pa.binary(),  # JSON of the fields that were asked for
         "vectors_digest": pa.string(),  # equal for tracks that nothing tells apart
     }
@@ -61,7 +64,7 @@ class TracksReader(DataSourceReader):
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """Yield a range's tracks in order of their key."""
         after, until = partition.value
-        wanted = {"track_id", "rev", "features", *self.fields}
+        wanted = {*READ, *self.fields}
         with closing(self.store) as store:
             tracks = clusterable(store, self.feature_set, sorted(wanted), after=after, until=until)
             while batch := list(islice(tracks, BATCH)):
@@ -76,6 +79,7 @@ class TracksReader(DataSourceReader):
             return known | {"problem": str(error)}
         return known | {
             "sounds": sounds(track["features"]),
+            "recording": np.array(recording(track), dtype=RECORDING).tobytes(),
             "metadata": orjson.dumps({field: track[field] for field in self.fields}),
             "vectors_digest": vectors_digest(vectors.values()),
             **vectors,

@@ -327,7 +327,7 @@ class RunInForce(Record):
 
 
 class Neighbour(Value):
-    """A near track and its score in (0, 1]."""
+    """A near track and its score in (0, 1]: 1/2 is as far as the 10 nearest of both are on average."""
 
     track_id: str
     score: Finite
@@ -347,6 +347,8 @@ class Assignment(Record):
     score: Finite
     """1 / (1 + distance / radius of the cluster)."""
     neighbours: list[Neighbour]
+    neighbourhood: Finite | None = None
+    """Mean distance to the 10 nearest other tracks; None in assignments of earlier versions."""
 
     @property
     def key(self) -> str:
@@ -426,6 +428,8 @@ class PublishedRun(Value):
     """Why it could not."""
     changes: dict[str, Int64] = {}
     """How many tracks joined, moved, changed and left with the publication."""
+    input_digest: str = ""
+    """Digest of the (track_id, rev) of the assignments and the tracks that were published."""
 
 
 def _first_problem(error: ValidationError) -> str:

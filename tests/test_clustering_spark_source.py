@@ -69,7 +69,7 @@ def here(store: Store) -> LoadedLibrary:
 
 def put_various(store: Store) -> None:
     """Store tracks of all kinds; after them three of another feature set, so that the partitions are not equal."""
-    tracks = library.tracks(60, genre="Ambient")
+    tracks = library.tracks(60, genre="Ambient", artist="Anna")
     changes = {3: {"flags": ["silent"]}, 7: {"flags": ["no_rhythm"]}, 20: {"features": {"mfcc": {"mean": [1.0]}}}}
     changes |= {n: {"feature_set": "other"} for n in (57, 58, 59)} | {31: {"features": tracks[30].features}}
     store.upsert([track.model_copy(update=changes.get(n, {})) for n, track in enumerate(tracks)])
@@ -92,6 +92,7 @@ def test_the_executors_read_in_partitions_what_one_process_reads(
     assert (found.input_digest, found.unreadable, found.n_distinct) == (expected.input_digest, 1, 53)
     assert expected.n_distinct == 53
     np.testing.assert_array_equal(found.sounds, expected.sounds)
+    np.testing.assert_array_equal(found.recordings, expected.recordings)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.WARNING, told)]
 
 

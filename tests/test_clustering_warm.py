@@ -16,6 +16,7 @@ from clustering import cluster
 from clustering.assign import assign
 from clustering.describe import SCALES
 from clustering.library import Library, count_distinct, digest_of
+from clustering.recordings import RECORDING
 from clustering.sklearn_engine import SklearnEngine
 from clustering.space import Vectors, declare, stack, vector
 from core.config import parse_config
@@ -40,8 +41,9 @@ class Years:
         revs = {f"t{row:05d}": 1 for row in sorted(rows)}
         known = [{"track_id": track_id, "title": None, "artist": None, "genre": None} for track_id in revs]
         part = {name: X[np.sort(rows)] for name, X in vectors.items()}
-        unheard = np.full((len(revs), len(SCALES)), np.nan)
-        copy = Library(revs, unheard, known, digest_of(revs), 0, count_distinct(part))
+        sounds = np.full((len(revs), len(SCALES)), np.nan)
+        recordings = np.zeros(len(revs), dtype=RECORDING)
+        copy = Library(revs, sounds, recordings, known, digest_of(revs), 0, count_distinct(part))
         engine = SklearnEngine(part, declare(config.clustering.groups))
         run, fitted = cluster.make(config, self.store, self.bus, copy, engine, before=before, fresh=fresh)
         labels = assign(run.clusters, fitted.X).labels
