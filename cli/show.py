@@ -97,14 +97,16 @@ def report(job: str, done: Report, *, as_json: bool) -> None:
     if as_json:
         _json(dataclasses.asdict(done))
     else:
-        text(sentence(job, done))
+        _report(job, done)
 
 
 def sentence(job: str, done: Report) -> str:
     """Return a report as one line; counts of 0 are left out."""
     values = dataclasses.asdict(done)
     seconds = values.pop("seconds")
-    counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in values.items() if value and name != "run_id"]
+    counts = [
+        f"{value:,} {name.replace('_', ' ')}" for name, value in values.items() if value and isinstance(value, int)
+    ]
     said = ", ".join([*filter(None, [values.get("run_id")]), *counts]) or "nothing to do"
     news = "" if done.written or done.sent or not counts else "; nothing new"
     return f"{job}: {said}{news} ({seconds:.1f} s)"
@@ -117,7 +119,7 @@ def outcome(done: Outcome, command: str, *, as_json: bool) -> None:
         _json({"reports": reports, "clusters": [dataclasses.asdict(one) for one in done.clusters]})
         return
     for job, one in done.reports.items():
-        text(sentence(job, one))
+        _report(job, one)
     if not any(one.written or one.sent for one in done.reports.values()):
         text("Everything is as it was: nothing computed, written or sent.")
     text("")
@@ -358,6 +360,25 @@ def checks(found: Iterable[Check], *, as_json: bool) -> None:
         _json([dataclasses.asdict(one) for one in found])
         return
     _table(("", "what", "found"), [("ok" if one.ok else "!!", one.what, one.found) for one in found])
+
+
+def _report(job: str, done: Report) -> None:
+    """Print a report as one line, and where a number of clusters was chosen the table of those that were tried."""
+    text(sentence(job, done))
+    tried = dataclasses.asdict(done).get("trials")
+    if tried:
+        rows = [
+            (
+                "→" if one["chosen"] else "",
+                str(one["n_clusters"]),
+                f"{one['silhouette']:.4f}",
+                f"{one['stability']:.4f}",
+            )
+            for one in tried
+        ]
+        columns = ("", "K", "silhouette", "stability")
+        text("")
+        _table(columns, rows, right=columns[1:])
 
 
 def _dead_letter(one: DeadLetter) -> dict[str, Any]:

@@ -249,6 +249,17 @@ class Cluster(Value):
     """None in runs of earlier versions."""
 
 
+class Trial(Value):
+    """A number of clusters that was tried, judged on a seeded sample; measures are to four places."""
+
+    n_clusters: Int64
+    silhouette: Finite
+    """Mean over the sample: how much nearer the own cluster is than the next (Rousseeuw 1987)."""
+    stability: Finite
+    """Adjusted Rand index between the partitions by fits on two halves of the sample."""
+    chosen: bool = False
+
+
 class Lineage(Value):
     """What became of the clusters of the run before, by the tracks that are in both."""
 
@@ -302,6 +313,8 @@ class Run(Record):
     """(k, n_dimensions): the centres from which the engine started."""
     clusters: list[Cluster]
     lineage: Lineage = Lineage()
+    trials: list[Trial] = []
+    """Where the number of clusters was chosen: those that were tried, the smallest first."""
     metrics: dict[str, Finite]
     complete: bool = False
     """True once its assignments are written."""
