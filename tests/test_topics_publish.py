@@ -134,7 +134,7 @@ class TestFirstPublication:
         add_run(world.store, FIRST)
         world.publish()
         names = world.names
-        sent = [*messages(world.bus, names), *read_to_end(world.bus, [names.members, names.runs])]
+        sent = [*messages(world.bus, names), *read_to_end(world.bus, [names.members, names.runs, names.spaces])]
         assert not [message for message in sent if FOLDER.encode() in (message.value or b"")]
 
     def test_every_message_has_the_headers_of_cloud_events_and_a_rev_of_its_own(self, world: World) -> None:
@@ -162,7 +162,7 @@ class TestFirstPublication:
         add_run(world.store, FIRST)
         report = world.publish()
         assert (report.read, report.unchanged, report.written) == (6, 0, 1)
-        assert report.sent == 2 * len(FIRST) + 3
+        assert report.sent == 2 * len(FIRST) + 4
 
 
 def test_a_second_publication_of_a_run_sends_nothing_and_says_so(
@@ -195,7 +195,7 @@ def test_a_new_run_with_the_same_result_sends_nothing_on_cluster_topics(world: W
     again = add_run(world.store, FIRST)
     report = world.publish()
     assert world.bus.ends(cluster_topics(world.bus, world.names)) == before
-    assert (report.sent, report.unchanged, current(world)) == (3, len(FIRST), again.run_id)
+    assert (report.sent, report.unchanged, current(world)) == (4, len(FIRST), again.run_id)
 
 
 class TestChanges:
@@ -205,7 +205,7 @@ class TestChanges:
         second = add_run(world.store, FIRST | {"a": "c02"})
         report = world.publish()
         assert world.said() == FIRST | {"a": "c02"}
-        assert (report.sent, report.unchanged) == (3 + 3, len(FIRST) - 1)
+        assert (report.sent, report.unchanged) == (3 + 4, len(FIRST) - 1)
         gone = [message for message in messages(world.bus, world.names) if message.value is None]
         assert [(message.topic, message.key) for message in gone] == [(world.names.cluster("c01"), b"a")]
         now = ledger(world)
@@ -472,7 +472,7 @@ class TestDeath:
     ) -> None:
         monkeypatch.setattr(publisher, "CHUNK", 2)
         target = {"a": "c02", "b": "c03", "c": "c03", "d": "c02", "e": "c01", "g": "c01"}
-        for steps in range(0, 40, 4 if bus_url and not FULL else 1):
+        for steps in range(0, 48, 4 if bus_url and not FULL else 1):
             (folder := tmp_path / str(steps)).mkdir()
             with opened(settings(folder, bus_url)) as world:
                 add_run(world.store, FIRST)

@@ -67,6 +67,9 @@ class Publisher:
             features = f"its assignments are no longer kept, and no track has its feature set {run.feature_set}"
             raise MurmurError(f"{self.store.url}: run {run.run_id} cannot be published: {features}; publish another")
         self.make_topics(run)
+        for one in self._not_kept(run):
+            with self.producer.transaction():
+                self._send(one.feature_set, self.names.spaces, Run, one.run_id, one)
         if run.run_id not in self.runs:
             with self.producer.transaction():
                 self._mark(run)
@@ -104,6 +107,15 @@ class Publisher:
                 log.info("%d tracks sent, from %s to %s", len(chunk), chunk[0].cluster_id, chunk[-1].cluster_id)
         return tally
 
+    def _not_kept(self, run: Run) -> Iterator[Run]:
+        """Yield what `restore` would miss: a run until it was sent in full; if their topic is new, all that were."""
+        known, is_new = self.runs.get(run.run_id), not any(self.bus.ends([self.names.spaces]).values())
+        if is_new or not (known and known.published):
+            yield run
+        for run_id in sorted(self.runs.keys() - {run.run_id}, reverse=True) if is_new else ():
+            if found := self.store.get(Run, run_id):
+                yield found
+
     def _says(self, run: Run) -> bool:
         """Return whether a run was sent in full and put in force."""
         known = self.runs.get(run.run_id)
@@ -138,9 +150,10 @@ class Publisher:
             del self.ledger[change.track_id]
 
     def _send(self, feature_set: str, topic: str, kind: type[Value], key: str, value: Value | None) -> None:
-        self.rev = value.rev if isinstance(value, Record) else next_rev(self.rev)
-        headers = cloud_event(kind.__name__, key, self.rev, feature_set)
+        rev = value.rev if isinstance(value, Record) else next_rev(self.rev)
+        headers = cloud_event(kind.__name__, key, rev, feature_set)
         self.producer.send(topic, key.encode(), value.to_json() if value else None, headers)
+        self.rev = max(self.rev, rev)
         self.sent += 1
 
 
