@@ -207,14 +207,24 @@ def cluster(
 def publish(
     context: typer.Context,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Put this run in force [default: the latest].")] = None,
+    follow: Follow = False,
     as_json: Json = False,
 ) -> None:
     """Send to the cluster topics what differs from the last time."""
+    from topics import follow as following
     from topics import publish as job
 
     config = _config(context)
-    with _opened(config) as (store, bus), _watched(context) as watch:
-        report = job.run(config, store=store, bus=bus, run_id=run, progress=watch)
+    with (
+        _measured(config) if follow else nullcontext(),
+        _opened(config) as (store, bus),
+        _watched(context) as watch,
+        _until_asked(follow=follow) as until,
+    ):
+        if until:
+            report = following.run(config, store=store, bus=bus, until=until, run_id=run, progress=watch)
+        else:
+            report = job.run(config, store=store, bus=bus, run_id=run, progress=watch)
     show.report("publish", report, as_json=as_json)
 
 

@@ -126,7 +126,7 @@ class Bus(Protocol):
 
         With an id, it fences the former producer of that id. One that `commits` for a consumer of a group persists
         its position with each transaction: both, or neither if it raises. It raises too if the group has meanwhile
-        given the consumer's partitions to another.
+        given the consumer's partitions to another. A producer may do both.
         """
 
     def consumer(
@@ -143,6 +143,9 @@ class Bus(Protocol):
 
     def groups(self, prefix: str, topics: Iterable[str]) -> dict[str, Offsets]:
         """Return what each group whose name begins so has committed of these topics; groups without it are left out."""
+
+    def has_members(self, group: str) -> bool:
+        """Return whether a consumer of the group is at work; of one that was killed, for as long as a session lasts."""
 
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each partition, as a reader of committed transactions sees it."""

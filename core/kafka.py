@@ -131,7 +131,7 @@ class KafkaBus:
             return sorted(name for name in self._ask(self._admin.list_topics) if not name.startswith("__"))
 
     def producer(self, transactional_id: str | None = None, *, commits: seam.Consumer | None = None) -> Producer:
-        """Open a producer; with an id, it fences the former producer of that id."""
+        """Open a producer."""
         assert commits is None or isinstance(commits, Consumer)
         return Producer(self, transactional_id, commits)
 
@@ -157,6 +157,12 @@ class KafkaBus:
                 committed = self._ask(self._admin.list_group_offsets, names)
                 found = {name: _offsets(committed[name], wanted) for name in names}
         return {name: offsets for name, offsets in found.items() if offsets}
+
+    def has_members(self, group: str) -> bool:
+        """Return whether a consumer of the group is at work."""
+        with self.translated(), suppress(errors.GroupIdNotFoundError):
+            return bool(self._ask(self._admin.describe_groups, [group])[group]["members"])
+        return False
 
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each partition, as a reader of committed transactions sees it."""
@@ -334,7 +340,8 @@ class Producer:
 
     def __init__(self, bus: KafkaBus, transactional_id: str | None, commits: Consumer | None) -> None:
         self._bus = bus
-        self._id = f"{commits.group}.{uuid4().hex}" if commits else transactional_id
+        self._is_named = transactional_id is not None
+        self._id = f"{commits.group}.{uuid4().hex}" if commits and not self._is_named else transactional_id
         self._commits = commits
         self._limits: dict[str, Limits] = {}
         self._sent: deque[Sent] = deque()
@@ -419,7 +426,7 @@ class Producer:
             retry_backoff_ms=10,
             delivery_timeout_ms=DELIVERY_TIMEOUT_MS if self._id is None else TRANSACTION_TIMEOUT_MS,
             transactional_id=self._id,
-            api_version=NO_EPOCH_BUMP if self._id and not self._commits else None,  # an id of its own has no successor
+            api_version=NO_EPOCH_BUMP if self._is_named else None,  # an id of its own has no successor
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         )
 
@@ -567,7 +574,7 @@ class Producer:
 
     def _taken_over(self) -> BackendError:
         seconds = TRANSACTION_TIMEOUT_MS // 1000
-        if self._commits:
+        if not self._is_named:
             return BackendError(f"{self._bus.url}: a transaction took longer than {seconds} s; again", retriable=True)
         return FencedError(
             f"{self._bus.url}: another process took over {self._id}, or a transaction took longer than "

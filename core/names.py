@@ -62,6 +62,11 @@ class Names:
         return f"{self.prefix}murmur.dlq"
 
     @property
+    def follow_group(self) -> str:
+        """The consumer group of the publisher that follows the tracks."""
+        return f"{self.prefix}murmur.follow"
+
+    @property
     def publisher(self) -> str:
         """The ``transactional.id`` of all writing to cluster topics."""
         return f"{self.prefix}murmur.publish"

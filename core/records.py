@@ -420,6 +420,12 @@ class PublishedRun(Value):
     published: bool = False
     offsets: dict[str, dict[str, Int64]] = {}
     """Topic → partition → offset up to which it must be read for a consistent view."""
+    requested: bool = False
+    """Whether the publisher that follows the tracks is asked to put the run in force."""
+    refused: str = ""
+    """Why it could not."""
+    changes: dict[str, Int64] = {}
+    """How many tracks joined, moved, changed and left with the publication."""
 
 
 def _first_problem(error: ValidationError) -> str:

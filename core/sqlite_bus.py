@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,6 +104,13 @@ class SQLiteBus:
         found = {name: self.committed(name, wanted) for name in names if name.startswith(prefix)}
         return {name: offsets for name, offsets in found.items() if offsets}
 
+    def has_members(self, group: str) -> bool:
+        """Return whether a consumer of the group is at work."""
+        lease = self._database.lease(_lease_name(group))
+        if lease is not None:
+            os.close(lease)
+        return lease is None
+
     def ends(self, topics: Iterable[str]) -> Offsets:
         """Return the end of each topic."""
         return {TopicPartition(name, 0): _topic(self._database, name)[2] for name in topics}
@@ -187,7 +194,7 @@ class SQLiteProducer:
                 self._in_transaction = False
             undo.pop_all()
         if self._commits:
-            self._commits.commit_with(self._taken())
+            self._commits.commit_with(self._taken(), self._check_epoch)
         self.flush()
 
     def close(self) -> None:
@@ -250,11 +257,14 @@ class SQLiteConsumer:
         elif (self._position or {}) != self._committed:
             self.commit_with([])
 
-    def commit_with(self, messages: Iterable[Unwritten]) -> None:
-        """Write messages and persist the position in one transaction."""
+    def commit_with(
+        self, messages: Iterable[Unwritten], check: Callable[[sqlite3.Connection], None] = lambda _: None
+    ) -> None:
+        """Write messages and persist the position in one transaction, unless the check raises."""
         position = dict(self._position or {})
         rows = [(self._group, self._topics[name], offset) for name, offset in position.items()]
         with self._database.write() as connection:
+            check(connection)
             for message in messages:
                 _append(connection, *message)
             connection.executemany("INSERT OR REPLACE INTO offsets VALUES (?, ?, ?)", rows)
@@ -280,7 +290,7 @@ class SQLiteConsumer:
 
     def _is_active(self) -> bool:
         if self._position is None and self._group is not None:
-            self._lease = self._database.lease(f"group-{digest(self._group.encode())[:12]}")
+            self._lease = self._database.lease(_lease_name(self._group))
             if self._lease is not None:
                 self._begin(_committed(self._database, self._group, self._topics))
             elif not self._waits:
@@ -304,6 +314,10 @@ class SQLiteConsumer:
             # without rows the rest up to the end was trimmed
             position[name] = rows[-1][0] + 1 if rows else max(position[name], self._ends[name])
         return messages
+
+
+def _lease_name(group: str) -> str:
+    return f"group-{digest(group.encode())[:12]}"
 
 
 def _append(

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 
 import pytest
+import topics_library
 from conftest import Run
 from processes import running
 from servers import free_port
@@ -222,3 +223,21 @@ def test_a_port_can_be_named_by_the_environment_for_each_process(
     monkeypatch.setenv("METRICS_PORT", str(free_port()))
     (tmp_path / "config.yaml").write_text("metrics_port: $METRICS_PORT\n")
     assert murmur("-q", "load").code == 0
+
+
+# Routing
+
+
+@pytest.mark.servers
+def test_a_publisher_that_follows_routes_what_arrives_until_it_is_stopped(kafka_url: str, tmp_path: Path) -> None:
+    config = settings(tmp_path, kafka_url)
+    publish(config, FIRST)
+    with following(config, tmp_path, "publish", "--follow") as publisher, ExitStack() as started:
+        subscriber = started.enter_context(following(config, tmp_path, "subscribe", "c02", "--follow"))
+        assert lines(subscriber, 1) == ["+ Title of d"]
+        with closing(open_bus(kafka_url)) as bus, closing(bus.producer()) as producer:
+            send(producer, create_topics(bus, config).tracks, topics_library.track("g", 2.0))
+            producer.flush()
+        assert lines(subscriber, 1) == ["+ Title of g"]
+        code, out, _ = stop(publisher)
+        assert (code, out.splitlines()[-1][:15]) == (0, "publish: 1 read")

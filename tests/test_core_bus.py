@@ -600,6 +600,35 @@ class BusContract:
                 producer.send(target, message.key, message.value)
         assert everything(bus, target) == [b"0", b"1", b"2"]
 
+    def test_a_producer_with_an_id_that_commits_for_a_consumer_persists_neither_once_it_is_fenced(
+        self, bus: Bus, new_topic: NewTopic, group: str, name: str
+    ) -> None:
+        source, target = new_topic(), new_topic()
+        send(bus, source, *(b"%d" % n for n in range(5)))
+        consumer = bus.consumer([source], group=group)
+        producer = bus.producer(name, commits=consumer)
+
+        def pass_on(n_messages: int) -> None:
+            with producer.transaction():
+                for message in take(consumer, n_messages):
+                    producer.send(target, message.key, message.value)
+
+        pass_on(2)
+        bus.producer(name)
+        with pytest.raises(FencedError):
+            pass_on(1)
+        assert everything(bus, target) == [b"0", b"1"]
+        assert bus.committed(group, [source]) == {TopicPartition(source, 0): 2}
+
+    def test_a_group_has_members_while_a_consumer_of_it_is_at_work(self, bus: Bus, topic: str, group: str) -> None:
+        assert not bus.has_members(group)
+        consumer = bus.consumer([topic], group=group)
+        drain(consumer)
+        assert bus.has_members(group)
+        assert not bus.has_members(f"{group}.other")
+        consumer.close()
+        assert not bus.has_members(group)
+
     # Trimming
 
     def test_what_is_trimmed_is_gone_and_offsets_stay(self, bus: Bus, new_topic: NewTopic, group: str) -> None:

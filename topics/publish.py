@@ -6,14 +6,20 @@ import logging
 import time
 from collections import Counter
 
-from clustering.runs import latest_run, require_run
+from clustering.runs import latest_run, require_published_runs, require_run
 from core.bus import Bus
 from core.config import Config
-from core.errors import MurmurError
+from core.errors import FencedError, MurmurError
 from core.jobs import Report, Watch, ignore
+from core.names import Names
 from core.records import Run
 from core.store import Store
 from topics.publisher import opened_publisher
+from topics.runs import RunsTopic
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""Between two looks whether the follower is alive."""
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +31,8 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
     from the bus. Tracks that the run has not assigned, or not as they are now, are assigned first.
     Writes these assignments, the cluster topics, the ledger, the runs topic, and at the end the store's
     mirror of the run in force. Run twice, it sends nothing the second time; run after a job that
-    died, it sends what is missing; a job that is still alive elsewhere is fenced, and stops.
+    died, it sends what is missing; a job that is still alive elsewhere is fenced, and stops. A follower that is
+    alive is asked for all that instead, and waited for.
 
     Parameters
     ----------
@@ -34,6 +41,7 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
     run_id : str, optional
         Default: the latest.
     progress : callable
+        Not told what a follower does.
 
     Returns
     -------
@@ -45,15 +53,30 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
     ConfigError
         If there is no such run.
     MurmurError
-        If no run is complete, or the store cannot make up for lost assignments of the run.
+        If no run is complete, the bus knows a later one than the store, the store cannot make up for lost assignments of the run, or a follower that was asked
+        for it was asked for another after that.
     FencedError
         If another publisher has taken over.
     """
+    names = Names(config.topics.prefix)
+    require_published_runs(store, bus, names)
+    chosen, follow_group = latest_or_named(store, run_id), names.follow_group
+    while True:
+        if bus.has_members(follow_group) and (report := ask(config, chosen, store=store, bus=bus, progress=progress)):
+            return report
+        try:
+            return publish_all(config, chosen, store=store, bus=bus, progress=progress)
+        except FencedError:
+            if not bus.has_members(follow_group):
+                raise
+
+
+def publish_all(config: Config, run: Run, *, store: Store, bus: Bus, progress: Watch) -> Report:
+    """Do the work here; every other publisher is fenced."""
     started = time.monotonic()
-    chosen = latest_or_named(store, run_id)
     with opened_publisher(config, store=store, bus=bus) as publisher:
-        tally = publisher.publish(chosen, progress)
-    tell(chosen, publisher.sent, tally)
+        tally = publisher.publish(run, progress)
+    tell(run, publisher.sent, tally)
     return Report(
         read=len(publisher.ledger),
         written=publisher.written,
@@ -61,6 +84,34 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
         sent=publisher.sent,
         seconds=time.monotonic() - started,
     )
+
+
+def ask(config: Config, run: Run, *, store: Store, bus: Bus, progress: Watch) -> Report | None:
+    """Ask the follower to put a run in force, and wait until it has; None if it is gone before."""
+    started = time.monotonic()
+    names = Names(config.topics.prefix)
+    log.info("run %s: `murmur publish --follow` is at work, and is asked for it", run.run_id)
+    with RunsTopic(bus, names) as topic:
+        topic.request(run)
+        looked = time.monotonic()
+        while (answer := topic.runs[run.run_id]).requested:
+            topic.refresh(POLL_SECONDS)
+            if time.monotonic() - looked > LOOK_SECONDS:
+                if not bus.has_members(names.follow_group):
+                    return None
+                looked = time.monotonic()
+        if answer.refused:
+            raise MurmurError(answer.refused)
+        if not topic.is_in_force(run.run_id):
+            raise MurmurError(f"{bus.url}: another run was asked for after {run.run_id}, and is in force instead")
+        assert topic.in_force is not None
+        written = store.upsert([topic.in_force]).written
+    changed = Counter(answer.changes)
+    tell(run, changed.total(), changed)
+    members = sum(answer.sizes.values())
+    sent = changed.total() + changed["moved"]
+    stayed = members - changed["joined"] - changed["moved"] - changed["changed"]
+    return Report(read=members, written=written, unchanged=stayed, sent=sent, seconds=time.monotonic() - started)
 
 
 def latest_or_named(store: Store, run_id: str | None) -> Run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import TypeVar
 
 from clustering.place import settle
-from core.bus import Bus, Offsets, Producer, read_to_end
+from core.bus import Bus, Consumer, Producer, read_to_end
 from core.config import Config
 from core.errors import MurmurError
 from core.jobs import Watch
@@ -25,6 +25,7 @@ from core.records import LedgerEntry, Member, PublishedRun, Record, Run, RunInFo
 from core.store import Store
 from topics.due import Due, Ledger, due
 from topics.fold import changes, update
+from topics.runs import RunsTopic, published
 
 CHUNK = 500
 """Tracks per transaction."""
@@ -46,8 +47,7 @@ class Publisher:
     store: Store
     producer: Producer
     ledger: Ledger
-    runs: dict[str, PublishedRun]
-    in_force: RunInForce | None
+    runs: RunsTopic
     rev: int
     """The last one that was used."""
     sent: int = 0
@@ -70,16 +70,26 @@ class Publisher:
         for one in self._not_kept(run):
             with self.producer.transaction():
                 self._send(one.feature_set, self.names.spaces, Run, one.run_id, one)
-        if run.run_id not in self.runs:
+        if run.run_id not in self.runs.runs:
             with self.producer.transaction():
-                self._mark(run)
+                self._mark(published(run))
         tally = self.send(run.feature_set, due(run, n_assignments, self.store, self.ledger, progress))
-        if tally or not self._says(run):
-            self._put_in_force(run)
-        assert self.in_force is not None
-        self.written += self.store.upsert([self.in_force]).written
+        if tally or self.runs.requested() or not self.runs.is_in_force(run.run_id):
+            self._put_in_force(run, tally)
+        assert self.runs.in_force is not None
+        self.written += self.store.upsert([self.runs.in_force]).written
         tally["stayed"] = len(self.ledger) - tally["joined"] - tally["moved"] - tally["changed"]
         return tally
+
+    def refuse(self, run_id: str, reason: str) -> None:
+        """Answer a request with the reason why it cannot be done."""
+        with self.producer.transaction():
+            self._mark(self.runs.runs[run_id].model_copy(update={"requested": False, "refused": reason}))
+
+    def lacks_topics(self) -> bool:
+        """Return whether a topic is gone to which something was sent."""
+        there = set(self.bus.topics())
+        return any(self.names.cluster(entry.cluster_id) not in there for entry in self.ledger.values())
 
     def make_topics(self, run: Run) -> None:
         """Create the topics of a run and of all that was sent; what went to one that is gone is due again."""
@@ -98,43 +108,48 @@ class Publisher:
         for window in _pieces(changes, WINDOW):
             window.sort(key=attrgetter("cluster_id", "track_id"))
             for chunk in _pieces(window, CHUNK):
-                with self.producer.transaction():
-                    for change in chunk:
-                        self._send_change(feature_set, change)
-                for change in chunk:
-                    self._remember(change)
-                tally.update(change.what for change in chunk)
-                log.info("%d tracks sent, from %s to %s", len(chunk), chunk[0].cluster_id, chunk[-1].cluster_id)
+                tally += self.send_together(feature_set, chunk)
         return tally
+
+    def send_together(self, feature_set: str, changes: Sequence[Due]) -> Counter[str]:
+        """Send changes in one transaction, even if there are none: with it goes the position of a consumer."""
+        with self.producer.transaction():
+            for change in changes:
+                self._send_change(feature_set, change)
+        for change in changes:
+            self._remember(change)
+        if changes:
+            log.info("%d tracks sent, from %s to %s", len(changes), changes[0].cluster_id, changes[-1].cluster_id)
+        return Counter(change.what for change in changes)
 
     def _not_kept(self, run: Run) -> Iterator[Run]:
         """Yield what `restore` would miss: a run until it was sent in full; if their topic is new, all that were."""
-        known, is_new = self.runs.get(run.run_id), not any(self.bus.ends([self.names.spaces]).values())
+        known, is_new = self.runs.runs.get(run.run_id), not any(self.bus.ends([self.names.spaces]).values())
         if is_new or not (known and known.published):
             yield run
-        for run_id in sorted(self.runs.keys() - {run.run_id}, reverse=True) if is_new else ():
+        for run_id in sorted(self.runs.runs.keys() - {run.run_id}, reverse=True) if is_new else ():
             if found := self.store.get(Run, run_id):
                 yield found
 
-    def _says(self, run: Run) -> bool:
-        """Return whether a run was sent in full and put in force."""
-        known = self.runs.get(run.run_id)
-        return bool(known and known.published and self.in_force and self.in_force.run_id == run.run_id)
+    def _put_in_force(self, run: Run, tally: Mapping[str, int]) -> None:
+        """Mark a run as published, with the offsets of a consistent view, and as the current one.
 
-    def _put_in_force(self, run: Run) -> None:
-        """Mark a run as published, with the offsets of a consistent view, and as the current one."""
+        That is the answer to the request for it, and to all that were made before it began.
+        """
         in_force = RunInForce(rev=next_rev(self.rev), run_id=run.run_id)
+        sizes = Counter(entry.cluster_id for entry in self.ledger.values())
         with self.producer.transaction():
             self._send(run.feature_set, self.names.runs, RunInForce, CURRENT, in_force)
             self.producer.flush()  # Kafka takes it once the former transactions are readable, so `ends` sees them
-            self._mark(run, self.bus.ends(cluster_topics(self.bus, self.names)))
-        self.in_force = in_force
+            ends = self.bus.ends(cluster_topics(self.bus, self.names))
+            self._mark(published(run, sizes, ends).model_copy(update={"changes": dict(tally)}))
+            for other in self.runs.requested():
+                self._mark(other.model_copy(update={"requested": False}))
+        self.runs.in_force = in_force
 
-    def _mark(self, run: Run, ends: Offsets | None = None) -> None:
-        """Make a run known before its changes, or with the `ends` once they are sent."""
-        sizes = Counter(entry.cluster_id for entry in self.ledger.values()) if ends is not None else None
-        self.runs[run.run_id] = _published(run, sizes, ends)
-        self._send(run.feature_set, self.names.runs, PublishedRun, run.run_id, self.runs[run.run_id])
+    def _mark(self, run: PublishedRun) -> None:
+        self._send(run.feature_set, self.names.runs, PublishedRun, run.run_id, run)
+        self.runs.runs[run.run_id] = run
 
     def _send_change(self, feature_set: str, change: Due) -> None:
         if change.tombstone:
@@ -158,13 +173,17 @@ class Publisher:
 
 
 @contextmanager
-def opened_publisher(config: Config, *, store: Store, bus: Bus) -> Iterator[Publisher]:
-    """Take the writing over from whoever has it, and read what the topics say."""
+def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consumer | None = None) -> Iterator[Publisher]:
+    """Take the writing over from whoever has it, and read what the topics say.
+
+    With each transaction goes the position of a consumer that it `commits` for.
+    """
     names = Names(config.topics.prefix)
     bus.create_topics(config.topics.of_clusters([]))
-    producer = bus.producer(names.publisher)  # what is read from here on stays true
+    producer = bus.producer(names.publisher, commits=commits)  # what is read from here on stays true
     try:
-        yield _read_past(config, names, bus, store, producer)
+        with RunsTopic(bus, names) as runs:
+            yield _read_past(config, names, bus, store, producer, runs)
     finally:
         producer.close()
 
@@ -174,37 +193,13 @@ def cluster_topics(bus: Bus, names: Names) -> list[str]:
     return [topic for topic in bus.topics() if names.cluster_of(topic)]
 
 
-def _read_past(config: Config, names: Names, bus: Bus, store: Store, producer: Producer) -> Publisher:
+def _read_past(config: Config, names: Names, bus: Bus, store: Store, producer: Producer, runs: RunsTopic) -> Publisher:
     mirror = store.get(RunInForce, RunInForce.current)
-    publisher = Publisher(config, names, bus, store, producer, {}, {}, None, mirror.rev if mirror else 0)
+    publisher = Publisher(config, names, bus, store, producer, {}, runs, max(runs.rev, mirror.rev if mirror else 0))
     for entry in changes(read_to_end(bus, [names.members]), LedgerEntry):
         update(publisher.ledger, entry)
         publisher.rev = max(publisher.rev, entry.rev)
-    messages = list(read_to_end(bus, [names.runs]))
-    for run in changes((message for message in messages if message.key != CURRENT.encode()), PublishedRun):
-        update(publisher.runs, run)
-        publisher.rev = max(publisher.rev, run.rev)
-    for current in changes((message for message in messages if message.key == CURRENT.encode()), RunInForce):
-        publisher.in_force = current.value
-        publisher.rev = max(publisher.rev, current.rev)
     return publisher
-
-
-def _published(run: Run, sizes: Counter[str] | None, ends: Offsets | None) -> PublishedRun:
-    offsets: dict[str, dict[str, int]] = {}
-    for (topic, partition), end in sorted((ends or {}).items()):
-        offsets.setdefault(topic, {})[str(partition)] = end
-    planned = {cluster.cluster_id: cluster.size for cluster in run.clusters}
-    return PublishedRun(
-        **run.model_dump(
-            include={"run_id", "created_at", "engine", "feature_set", "n_clusters", "n_tracks", "metrics"}
-        ),
-        **run.lineage.model_dump(include={"former", "births", "deaths", "successors"}),
-        descriptions={one.cluster_id: one.description for one in run.clusters if one.description},
-        sizes=planned if sizes is None else {**dict.fromkeys(planned, 0), **sizes},
-        published=ends is not None,
-        offsets=offsets,
-    )
 
 
 def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
