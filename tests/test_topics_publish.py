@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kafka
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -157,6 +158,15 @@ class TestFirstPublication:
         published = runs(world)[run.run_id]
         assert published.published
         assert published.sizes == {"c01": 3, "c02": 3}
+
+    def test_the_run_is_sent_in_full_too_even_where_it_takes_megabytes(self, world: World) -> None:
+        run = add_run(world.store, FIRST)
+        start = np.random.default_rng(0).normal(size=(100, 1000)).tolist()
+        whole = run.model_copy(update={"start": start, "rev": next_rev(run.rev)})
+        world.store.upsert([whole])
+        assert len(whole.to_json()) > 1_500_000
+        world.publish()
+        assert fold(read_to_end(world.bus, [world.names.spaces]), Run) == {run.run_id: whole}
 
     def test_the_report_counts(self, world: World) -> None:
         add_run(world.store, FIRST)

@@ -53,8 +53,8 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
     ConfigError
         If there is no such run.
     MurmurError
-        If no run is complete, the bus knows a later one than the store, the store cannot make up for lost assignments of the run, or a follower that was asked
-        for it was asked for another after that.
+        If no run is complete, the bus knows a later one than the store, the store cannot make up for lost assignments
+        of the run, or a follower that was asked for it was asked for another after that.
     FencedError
         If another publisher has taken over.
     """
