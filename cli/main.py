@@ -45,13 +45,26 @@ app.add_typer(dlq_app, name="dlq")
 export_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(export_app, name="export")
 
+
+def _n_clusters(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter("write a whole number from 1 on, or auto")
+    return int(text)
+
+
 AudioDir = Annotated[
     Path, typer.Argument(metavar="AUDIO_DIR", help="The folder to walk.", exists=True, file_okay=False)
 ]
 Metadata = Annotated[
     Path | None, typer.Option(metavar="CSV", help="The catalogue: a row for each file.", exists=True, dir_okay=False)
 ]
-Clusters = Annotated[int | None, typer.Option(metavar="K", min=1, help="How many clusters [default: from the size].")]
+
+Clusters = Annotated[
+    Any,  # what the parser returns
+    typer.Option(metavar="K|auto", parser=_n_clusters, help="How many clusters [default: from the size]."),
+]
 Engine = Annotated[Literal["spark", "sklearn"] | None, typer.Option(help="What fits [default: from the config].")]
 Follow = Annotated[bool, typer.Option("--follow", help="Go on until SIGINT (Ctrl-C) or SIGTERM.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -239,7 +252,7 @@ def subscribe(
     """Show a cluster's members; with a group, what is new to it."""
     from core import open_bus
     from core.names import Names
-    from topics import subscribe as reader
+    from topics import news as reader
 
     config = _config(context)
     names = Names(config.topics.prefix)
@@ -254,10 +267,10 @@ def subscribe(
             return is_asked is not None and is_asked()
 
         if follow:
-            show.news(reader.news(bus, names, cluster, group, until), as_json=as_json)
+            show.news(reader.batches(bus, names, cluster, group, until), as_json=as_json)
         elif group is None:
             show.members(reader.members(bus, names, cluster), as_json=as_json)
-        elif not show.news(reader.news(bus, names, cluster, group), as_json=as_json) and not as_json:
+        elif not show.news(reader.batches(bus, names, cluster, group), as_json=as_json) and not as_json:
             show.text("nothing new")
 
 

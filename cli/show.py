@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from core.records import Failure, Member
     from etl.dead_letters import DeadLetter
     from etl.failures import RetryReport
-    from topics.subscribe import News
+    from topics.news import News
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where there is no terminal."""
@@ -96,14 +97,16 @@ def report(job: str, done: Report, *, as_json: bool) -> None:
     if as_json:
         _json(dataclasses.asdict(done))
     else:
-        text(sentence(job, done))
+        _report(job, done)
 
 
 def sentence(job: str, done: Report) -> str:
     """Return a report as one line; counts of 0 are left out."""
     values = dataclasses.asdict(done)
     seconds = values.pop("seconds")
-    counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in values.items() if value and name != "run_id"]
+    counts = [
+        f"{value:,} {name.replace('_', ' ')}" for name, value in values.items() if value and isinstance(value, int)
+    ]
     said = ", ".join([*filter(None, [values.get("run_id")]), *counts]) or "nothing to do"
     news = "" if done.written or done.sent or not counts else "; nothing new"
     return f"{job}: {said}{news} ({seconds:.1f} s)"
@@ -116,7 +119,7 @@ def outcome(done: Outcome, command: str, *, as_json: bool) -> None:
         _json({"reports": reports, "clusters": [dataclasses.asdict(one) for one in done.clusters]})
         return
     for job, one in done.reports.items():
-        text(sentence(job, one))
+        _report(job, one)
     if not any(one.written or one.sent for one in done.reports.values()):
         text("Everything is as it was: nothing computed, written or sent.")
     text("")
@@ -215,10 +218,10 @@ def members(found: Mapping[str, Member], *, as_json: bool) -> None:
     _table(("score", "title", "artist", "genre", "nearest", "track_id"), rows, right=("score",))
 
 
-def news(changes: Iterable[News], *, as_json: bool) -> int:
+def news(batches: Iterable[Iterable[News]], *, as_json: bool) -> int:
     """Print what is new, a line each, as it is read; return how many."""
     count = 0
-    for count, change in enumerate(changes, 1):  # noqa: B007  # returned
+    for count, change in enumerate(chain.from_iterable(batches), 1):  # noqa: B007  # returned
         if as_json:
             text(change.to_json().decode())
         else:
@@ -357,6 +360,25 @@ def checks(found: Iterable[Check], *, as_json: bool) -> None:
         _json([dataclasses.asdict(one) for one in found])
         return
     _table(("", "what", "found"), [("ok" if one.ok else "!!", one.what, one.found) for one in found])
+
+
+def _report(job: str, done: Report) -> None:
+    """Print a report as one line, and where a number of clusters was chosen the table of those that were tried."""
+    text(sentence(job, done))
+    tried = dataclasses.asdict(done).get("trials")
+    if tried:
+        rows = [
+            (
+                "→" if one["chosen"] else "",
+                str(one["n_clusters"]),
+                f"{one['silhouette']:.4f}",
+                f"{one['stability']:.4f}",
+            )
+            for one in tried
+        ]
+        columns = ("", "K", "silhouette", "stability")
+        text("")
+        _table(columns, rows, right=columns[1:])
 
 
 def _dead_letter(one: DeadLetter) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Assigning rows of a fitted space: the nearest centre, scores, and the nearest other rows."""
+"""Assigning rows of a fitted space: the nearest centre, and scores."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ POINT = 1e-9
 """A radius below this is rounding noise: the cluster is one point."""
 FAR = 1.5
 """Times the 99th percentile of the members' distances: farther from the centre a track is in no cluster."""
-BLOCK_VALUES = 4_000_000
-"""Distances held at a time while neighbours are sought: 32 MB."""
 
 
 class Assigned(NamedTuple):
@@ -45,13 +43,19 @@ def distances_to(X: Matrix, centres: Matrix) -> Matrix:
     return distances
 
 
-def score(distances: Matrix, radii: Matrix | float) -> Matrix:
-    """Return ``1 / (1 + d/r)``: 1 on the spot, 1/2 at the radius r.
+def scale(radii: Matrix | float) -> Matrix:
+    """Return radii to measure distances by.
 
-    A cluster that is a single point has no scale of its own; the space's takes its place: r = 1, the
-    standard deviation of the first group.
+    What is a single point has no scale of its own; the space's takes its place: 1, the standard deviation of the
+    first group.
     """
-    scores: Matrix = 1 / (1 + distances / np.where(np.less(radii, POINT), 1.0, radii))
+    scales: Matrix = np.where(np.less(radii, POINT), 1.0, radii)
+    return scales
+
+
+def score(distances: Matrix, radii: Matrix | float) -> Matrix:
+    """Return ``1 / (1 + d/r)``: 1 on the spot, 1/2 at the radius r, by the `scale` of a single point if it is one."""
+    scores: Matrix = 1 / (1 + distances / scale(radii))
     return scores
 
 
@@ -72,49 +76,7 @@ def assign(clusters: Sequence[Cluster], X: Matrix) -> Assigned:
 
 
 def home(cluster: Cluster, distance: float) -> str:
-    """Return where a track at this distance from its nearest centre is published: the cluster, or `UNCLUSTERED`.
-
-    As in `score`, 1 takes the place of the percentile of a cluster that is a single point.
-    """
-    if cluster.p99 is None or distance <= FAR * (cluster.p99 if cluster.p99 >= POINT else 1.0):
+    """Return where a track at this distance from its nearest centre is published: the cluster, or `UNCLUSTERED`."""
+    if cluster.p99 is None or distance <= FAR * scale(cluster.p99):
         return cluster.cluster_id
     return UNCLUSTERED
-
-
-def neighbours(X: Matrix, n_neighbours: int = 10, rows: Labels | None = None) -> tuple[Labels, Matrix]:
-    """Return the nearest other rows of each row, nearest first, and their distances.
-
-    Parameters
-    ----------
-    X : ndarray, shape (n, d)
-    n_neighbours : int
-        At most n − 1 are returned.
-    rows : ndarray of int, shape (m,), optional
-        Those whose neighbours are wanted; default: all n.
-
-    Returns
-    -------
-    indices : ndarray, shape (m, min(n_neighbours, n − 1))
-        Equal distances in order of the index.
-    distances : ndarray, same shape
-        Exact: products of matrices only choose the candidates.
-    """
-    n, k = len(X), min(n_neighbours, len(X) - 1)
-    rows = np.arange(n) if rows is None else rows
-    indices, distances = np.empty((len(rows), k), dtype=np.intp), np.empty((len(rows), k))
-    if k == 0:
-        return indices, distances
-    norms = np.square(X).sum(axis=1)
-    slack = 1e-12 * max(norms.max(), 1.0)
-    step = max(BLOCK_VALUES // n, 1)
-    for first in range(0, len(rows), step):
-        chosen = rows[first : first + step]
-        squares = norms - 2 * X[chosen] @ X.T
-        squares[np.arange(len(chosen)), chosen] = np.inf
-        limits = np.partition(squares, k - 1, axis=1)[:, k - 1] + slack
-        for i, (values, limit) in enumerate(zip(squares, limits, strict=True), start=first):
-            candidates = np.flatnonzero(values <= limit)
-            exact = distances_to(X[candidates], X[rows[i]])
-            order = np.argsort(exact, kind="stable")[:k]
-            indices[i], distances[i] = candidates[order], exact[order]
-    return indices, distances

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from clustering import choice
 from clustering.assign import Labels, distances_to, nearest
 from clustering.centres import (
     SAMPLE_ROWS,
@@ -26,6 +28,7 @@ from clustering.library import Library, current_revs, digest_of, read_library
 from clustering.measures import agreement, classes, shape
 from clustering.members import Former, members, number, recall
 from clustering.place import place, store_all
+from clustering.ranking import measure_neighbourhoods, points
 from clustering.runs import (
     cluster_ids_on,
     latest_run,
@@ -42,7 +45,7 @@ from core.config import Config
 from core.errors import ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import Names, digest
-from core.records import Assignment, Cluster, Failure, Group, Lineage, Run, Track, next_rev
+from core.records import Assignment, Cluster, Failure, Group, Lineage, Run, Track, Trial, next_rev
 from core.store import Confirm, Store
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,8 @@ class ClusterReport(Report):
     """Tracks that are in a cluster of another id now."""
     left: int = 0
     """Tracks of the former run that are gone."""
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """The numbers of clusters that were tried, as in the run, where one was to be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class Start:
     """The run in whose space the fit goes on."""
     former: Labels | None = None
     """(n,) former cluster of each row, −1 for none: where they are given, the fit goes on from them."""
+    n_clusters: int | None = None
+    """How many clusters there were: where the number is chosen, it stays unless another is clearly better."""
     centres: Matrix | None = None
     """The centres to start from, where they are known."""
 
@@ -96,6 +103,8 @@ class Fit:
     """The run whose space it is; None if it was fitted here."""
     space: list[Group]
     X: Matrix
+    trials: list[Trial]
+    """Of the choice of the number of clusters; empty where that was given."""
     start: Matrix
     """The centres from which the engine started."""
     labels: Labels
@@ -185,6 +194,7 @@ def _run(
         joined=lineage.joined,
         moved=lineage.moved,
         left=lineage.left,
+        trials=[trial.model_dump() for trial in new.trials],
     )
 
 
@@ -244,7 +254,7 @@ def begin(config: Config, former: Former, *, before: Run | None, model: Run | No
     has_dimensions = any(group.components for group in before.space)
     grown = len(former.labels) >= GROWTH * before.space_tracks
     kept = before.space_digest == space_digest(config) and has_dimensions and not grown
-    return Start(before if kept else None, former.labels)
+    return Start(before if kept else None, former.labels, before.n_clusters)
 
 
 def fit(config: Config, library: Library, start: Start = COLD, progress: Watch = ignore) -> Fit:
@@ -253,21 +263,43 @@ def fit(config: Config, library: Library, start: Start = COLD, progress: Watch =
     with open_engine(config, library.vectors) as engine:
         space = start.kept.space if start.kept else engine.fit_space()
         X = transform(space, library.vectors)
-        first = centres = start_from(config, library, start, X)
+        n_clusters, trials = settle(config, library, start, X, progress)
+        first = centres = start_from(config, start, X, n_clusters)
         if X.shape[1] > 0:
             centres = engine.fit_centres(space, centres)
     centres = means(X, nearest(X, centres), centres)
     used, labels = np.unique(nearest(X, centres), return_inverse=True)
-    return Fit(start.kept, space, X, first, labels, centres[used])
+    return Fit(start.kept, space, X, trials, first, labels, centres[used])
 
 
-def start_from(config: Config, library: Library, start: Start, X: Matrix) -> Matrix:
+def settle(
+    config: Config, library: Library, start: Start, X: Matrix, progress: Watch = ignore
+) -> tuple[int, list[Trial]]:
+    """Return how many clusters there are to be, and what was tried to find out."""
+    settings, n_distinct = config.clustering, count_distinct(library.vectors)
+    if start.centres is not None:
+        return len(start.centres), []
+    if settings.n_clusters != "auto":
+        return choose_n_clusters(len(X), n_distinct, settings.n_clusters), []
+    numbers = choice.candidates(len(X), n_distinct if X.shape[1] else 1)
+    if not numbers:
+        n_clusters = choose_n_clusters(len(X), n_distinct)
+        log.warning(
+            "clustering.n_clusters: auto needs 50 tracks, 5 of them distinct; these %d get √(n/2), %d clusters",
+            *(len(X), n_clusters),
+        )
+        return n_clusters, []
+    options = {"n_init": settings.n_init, "random_state": settings.random_state}
+    trials = choice.tried(X, numbers, **options, progress=progress)
+    chosen = choice.choose(trials, start.n_clusters)
+    return chosen, [trial.model_copy(update={"chosen": trial.n_clusters == chosen}) for trial in trials]
+
+
+def start_from(config: Config, start: Start, X: Matrix, n_clusters: int) -> Matrix:
     """Return the centres from which the engine is to start."""
     if start.centres is not None:
         return start.centres
-    settings = config.clustering
-    n_clusters = choose_n_clusters(len(X), count_distinct(library.vectors), settings.n_clusters)
-    options = {"n_init": settings.n_init, "random_state": settings.random_state}
+    options = {"n_init": config.clustering.n_init, "random_state": config.clustering.random_state}
     if start.former is None or X.shape[1] == 0 or (start.former < 0).all():
         return start_centres(X, n_clusters, **options)
     return continued_centres(X, start.former, n_clusters, **options)
@@ -319,6 +351,7 @@ def describe_run(
             for label in order
         ],
         lineage=lineage,
+        trials=fitted.trials,
         metrics=measure(fitted, distances, library, config.clustering.random_state),
     )
 
@@ -337,9 +370,11 @@ def measure(fitted: Fit, distances: Matrix, library: Library, random_state: int)
 
 
 def assignments(run: Run, library: Library, fitted: Fit, progress: Watch = ignore) -> Iterator[Assignment]:
-    """Yield where each track is, with its 10 nearest others by exact distance in the whole library."""
+    """Yield where each track is, with the 10 others of the whole library that are recommended to it."""
     progress(Progress("neighbours", 0, len(library.revs)))
-    yield from place(run, library.track_ids, list(library.revs.values()), fitted.X, rev=run.rev)
+    there = points(fitted.X, library.recordings)
+    measure_neighbourhoods(there, progress)
+    yield from place(run, library.track_ids, list(library.revs.values()), there, rev=run.rev)
 
 
 def write(store: Store, run: Run, records: Iterator[Assignment], confirm: Confirm, progress: Watch = ignore) -> int:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clustering.assign import Labels, assign, neighbours
+from clustering.assign import Labels, assign
 from clustering.cluster import check, fit
-from clustering.library import VARIOUS, Library, read_library
+from clustering.library import Library, read_library
 from clustering.measures import MIN_CLASS, Accuracy, Classes, Codes, agreement, classes, encode, hubs, knn_accuracy
+from clustering.ranking import points, recommend
+from clustering.recordings import VARIOUS
 from clustering.runs import latest_run, run_in_force
 from clustering.space import Declared, Matrix, declare, layouts, transform
 from core.config import Config, parse_config
@@ -200,7 +202,8 @@ def _evaluate(name: str, found: Labelled, X: Matrix, labels: Labels, random_stat
     codes = found.classes.codes
     unfiltered = knn_accuracy(X, codes, random_state=random_state)
     assert unfiltered is not None  # each class has five tracks
-    most, never = hubs(neighbours(X)[0])
+    lists = recommend(points(X, found.library.recordings), np.arange(len(X))[:, None])
+    most, never = hubs(lists.indices)
     return Evaluated(
         setting=name,
         n_clusters=len(np.unique(labels)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustering.describe import sounds
+from clustering.recordings import RECORDING, Recordings, recording
 from clustering.space import Declared, Matrix, Row, Slot, Vectors, layouts, stack, vector
 from core.errors import ConfigError, RecordError
 from core.jobs import Progress, Watch
@@ -20,8 +21,6 @@ log = logging.getLogger(__name__)
 
 UNCLUSTERABLE = frozenset({"silent", "too_short"})
 """Flags of tracks that have no place in the space."""
-VARIOUS = frozenset({"", "various", "various artists", "va", "unknown", "unknown artist"})
-"""What stands for no one artist, in lower case."""
 TELL_EVERY = 500
 
 
@@ -34,6 +33,7 @@ class Library:
     vectors: Vectors
     sounds: Matrix
     """(n, n_scales), from `describe.sounds`."""
+    recordings: Recordings
     metadata: list[Document]
     """What was asked for of each row's track."""
     input_digest: str
@@ -88,19 +88,28 @@ def read_library(
     ConfigError
         If none has a vector.
     """
-    slots, rows, heard, metadata = layouts(groups), [], [], []
+    slots, rows, heard, recordings, metadata = layouts(groups), [], [], [], []
     read: dict[str, int] = {}
     placed: dict[str, int] = {}
-    for track in clusterable(store, feature_set, ["track_id", "rev", "features", *fields]):
+    for track in clusterable(store, feature_set, ["track_id", "rev", "features", "duration", "artist", *fields]):
         read[track["track_id"]] = track["rev"]
         if row := row_of(track, slots):
             placed[track["track_id"]] = track["rev"]
             rows.append(row)
             heard.append(sounds(track["features"]))
+            recordings.append(recording(track))
             metadata.append({field: track[field] for field in fields})
         if len(read) % TELL_EVERY == 0 and len(read) < total:
             progress(Progress("read", len(read), total, len(read) - len(placed)))
     if not placed:
         raise ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")
     progress(Progress("read", len(read), len(read), len(read) - len(placed)))
-    return Library(placed, stack(rows), np.array(heard), metadata, digest_of(read), len(read) - len(placed))
+    return Library(
+        placed,
+        stack(rows),
+        np.array(heard),
+        np.array(recordings, dtype=RECORDING),
+        metadata,
+        digest_of(read),
+        len(read) - len(placed),
+    )

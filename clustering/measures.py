@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clustering.assign import BLOCK_VALUES, Labels
+from clustering.assign import Labels
 from clustering.space import Matrix
 
 Codes = npt.NDArray[np.intp]
@@ -21,6 +21,8 @@ SAMPLE_ROWS = 2_000
 """Of the silhouette."""
 ASKED_ROWS = 10_000
 """Rows whose nearest neighbours are sought at most; candidates are all."""
+BLOCK_VALUES = 4_000_000
+"""Distances held at a time while neighbours are sought: 32 MB."""
 PERMUTATIONS = 20
 """Behind a level of chance."""
 
@@ -213,7 +215,8 @@ def hubs(near: Labels) -> tuple[int, float]:
     Parameters
     ----------
     near : ndarray of int, shape (n, k)
-        The rows that each row lists; hubs are listed far more often than k times (Radovanović et al. 2010).
+        The rows that each row lists, −1 for none. Hubs are listed far more often than k times (Radovanović et al.
+        2010).
     """
-    counts = np.bincount(near.ravel(), minlength=len(near))
+    counts = np.bincount(near[near >= 0], minlength=len(near))
     return int(counts.max(initial=0)), float((counts == 0).mean())

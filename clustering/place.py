@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 
-from clustering.assign import Labels, assign, neighbours, score
+from clustering.assign import Labels, assign
 from clustering.library import UNCLUSTERABLE, clusterable, row_of
+from clustering.neighbours import products
+from clustering.ranking import Points, points, recommend
+from clustering.recordings import RECORDING, recording
 from clustering.space import Matrix, layouts, stack, transform
 from core.errors import BackendError
 from core.jobs import Progress, Watch, ignore
@@ -18,6 +22,8 @@ from core.store import Document, Store
 BATCH = 500
 FIELDS = ("track_id", "rev", "feature_set", "flags", "features", "duration", "artist")
 """What must be known of a track."""
+KNOWN = ("track_id", "track_rev", "neighbourhood", "rev")
+"""What is read of an assignment."""
 
 
 class Places:
@@ -33,70 +39,95 @@ class Places:
         self.run = run
         self.rev = run.rev
         """The last one of an assignment."""
-        self._rows: dict[str, int] = {}
-        self._ids: list[str] = []
+        self.rows: dict[str, int] = {}
+        """`track_id` → row."""
+        self.ids: list[str] = []
+        """The `track_id` of each row."""
         self._revs: list[int] = []
-        self._X = np.empty((BATCH, sum(len(group.components) for group in run.space)))
+        d = sum(len(group.components) for group in run.space)
+        self._points = points(np.zeros((BATCH, d)), np.zeros(BATCH, dtype=RECORDING))
         """The rows beyond the last track are room for more."""
+
+    @property
+    def points(self) -> Points:
+        """The rows; what is measured of them stays known."""
+        return Points._make(values[: len(self.ids)] for values in self._points)
 
     def place(self, tracks: Iterable[Document]) -> list[Assignment]:
         """Take in tracks, and return their assignments; a track without a place has none, and is no longer there.
 
-        The tracks that were there before keep what they were assigned.
+        What the tracks that were there before were assigned stays as it is, their neighbourhoods too: a ranking
+        follows the library as it was when each was placed.
         """
         given = {track["track_id"]: track for track in tracks}
         self.put(given.values())
         return self.assign(given)
 
-    def put(self, tracks: Iterable[Document]) -> None:
-        """Take in tracks, or their newer versions, with `FIELDS`; what has no place, or none any more, is not there."""
+    def put(self, tracks: Iterable[Document], neighbourhoods: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Take in tracks, or their newer versions, with `FIELDS`; what has no place, or none any more, is not there.
+
+        Of those that are not in `neighbourhoods`, by `track_id`, it is measured with the next assignment.
+        """
         given = {track["track_id"]: track for track in tracks}
         placed = {
             track["track_id"]: position for track, position in positions(self.run, filter(self._fits, given.values()))
         }
         for track_id, track in given.items():
             if track_id in placed:
-                self._put(track_id, track["rev"], placed[track_id])
+                self._put(track, placed[track_id], neighbourhoods.get(track_id, np.nan))
             else:
                 self.drop(track_id)
 
     def drop(self, track_id: str) -> None:
         """Forget a track; the last one takes its row."""
-        row = self._rows.pop(track_id, None)
+        row = self.rows.pop(track_id, None)
         if row is None:
             return
-        last, rev = self._ids.pop(), self._revs.pop()
+        last, rev = self.ids.pop(), self._revs.pop()
         if last != track_id:
-            self._rows[last], self._ids[row], self._revs[row] = row, last, rev
-            self._X[row] = self._X[len(self._ids)]
+            self.rows[last], self.ids[row], self._revs[row] = row, last, rev
+            for values in self._points:
+                values[row] = values[len(self.ids)]
 
     def assign(self, track_ids: Iterable[str]) -> list[Assignment]:
         """Return the assignments of those tracks that have a place."""
-        rows = np.array([self._rows[track_id] for track_id in track_ids if track_id in self._rows], dtype=np.intp)
-        if not len(rows):
-            return []
+        rows = np.array([self.rows[track_id] for track_id in track_ids if track_id in self.rows], dtype=np.intp)
         self.rev = next_rev(self.rev)
-        return list(place(self.run, self._ids, self._revs, self._X[: len(self._ids)], rows, rev=self.rev))
+        return list(place(self.run, self.ids, self._revs, self.points, rows, rev=self.rev))
 
     def _fits(self, track: Document) -> bool:
         return track["feature_set"] == self.run.feature_set and UNCLUSTERABLE.isdisjoint(track["flags"])
 
-    def _put(self, track_id: str, rev: int, position: Matrix) -> None:
-        row = self._rows.setdefault(track_id, len(self._ids))
-        if row == len(self._ids):
-            self._ids.append(track_id)
-            self._revs.append(rev)
-            if row == len(self._X):
-                self._X = np.concatenate([self._X, np.empty_like(self._X)])
-        self._revs[row], self._X[row] = rev, position
+    def _put(self, track: Document, position: Matrix, neighbourhood: float) -> None:
+        row = self.rows.setdefault(track["track_id"], len(self.ids))
+        if row == len(self.ids):
+            self.ids.append(track["track_id"])
+            self._revs.append(track["rev"])
+            if row == len(self._points.X):
+                self._points = Points._make(np.concatenate([values, np.zeros_like(values)]) for values in self._points)
+        self._revs[row] = track["rev"]
+        self._points.X[row], self._points.P[row] = position, products(position)
+        self._points.neighbourhoods[row], self._points.recordings[row] = neighbourhood, recording(track)
 
 
 def read_places(store: Store, run: Run) -> Places:
-    """Return the places of all tracks of a run's feature set."""
+    """Return the places of all tracks of a run's feature set, with the neighbourhoods as the run assigned them."""
     places = Places(run)
+    known: dict[str, Document] = {}
+    for found in store.scan(Assignment, fields=KNOWN, prefix=f"{run.run_id}/"):
+        places.rev = max(places.rev, found["rev"])
+        if found.get("neighbourhood") is not None:
+            known[found["track_id"]] = found
     tracks = clusterable(store, run.feature_set, FIELDS)
     while batch := list(islice(tracks, BATCH)):
-        places.put(batch)
+        places.put(
+            batch,
+            {
+                track["track_id"]: known[track["track_id"]]["neighbourhood"]
+                for track in batch
+                if track["track_id"] in known and known[track["track_id"]]["track_rev"] == track["rev"]
+            },
+        )
     return places
 
 
@@ -132,16 +163,14 @@ def settle(store: Store, run: Run, progress: Watch = ignore) -> int:
     int
         How many assignments the run has then.
     """
-    known: dict[str, int] = {}
-    rev = run.rev
-    for found in store.scan(Assignment, fields=("track_id", "track_rev", "rev"), prefix=f"{run.run_id}/"):
-        known[found["track_id"]] = found["track_rev"]
-        rev = max(rev, found["rev"])
+    known = {
+        found["track_id"]: found["track_rev"]
+        for found in store.scan(Assignment, fields=("track_id", "track_rev"), prefix=f"{run.run_id}/")
+    }
     tracks = clusterable(store, run.feature_set, ("track_id", "rev"))
     stale = [track["track_id"] for track in tracks if known.get(track["track_id"], -1) < track["rev"]]
     if stale:
         places = read_places(store, run)
-        places.rev = max(places.rev, rev)
         for first in range(0, len(stale), BATCH):
             assigned = places.assign(stale[first : first + BATCH])
             store_all(store, assigned)
@@ -151,44 +180,50 @@ def settle(store: Store, run: Run, progress: Watch = ignore) -> int:
 
 
 def place(
-    run: Run, track_ids: Sequence[str], revs: Sequence[int], X: Matrix, rows: Labels | None = None, *, rev: int
+    run: Run,
+    track_ids: Sequence[str],
+    revs: Sequence[int],
+    points: Points,
+    rows: Labels | None = None,
+    *,
+    rev: int,
 ) -> Iterator[Assignment]:
-    """Yield where a run puts tracks, with their 10 nearest others by exact distance.
+    """Yield where a run puts tracks, with the 10 others that `ranking.recommend` recommends.
 
-    A neighbour's score is ``1 / (1 + d/r)`` with the radius r of the track's own cluster, so that the
-    scores of a track and of its neighbours are on one scale: 1/2 is as far as half the members are from
-    the centre.
+    A neighbour's score is ``1 / (1 + gap)``: 1/2 is as far as the 10 nearest of both are on average.
 
     Parameters
     ----------
     run : Run
     track_ids, revs : sequences of length n
-    X : ndarray, shape (n, d)
-        All tracks in the space of the run.
+    points : Points
+        All n tracks in the space of the run.
     rows : ndarray of int, shape (m,), optional
         The tracks to assign; default: all n.
     rev : int
         Of the assignments.
     """
-    rows = np.arange(len(X)) if rows is None else rows
-    placed = assign(run.clusters, X[rows])
-    indices, distances = neighbours(X, rows=rows)
-    radii = np.array([cluster.radius for cluster in run.clusters])[placed.labels]
-    scores = score(distances, radii[:, None])
-    for i, row in enumerate(rows):
-        yield Assignment(
-            rev=rev,
-            run_id=run.run_id,
-            track_id=track_ids[row],
-            track_rev=revs[row],
-            cluster_id=run.clusters[placed.labels[i]].cluster_id,
-            distance=float(placed.distances[i]),
-            score=float(placed.scores[i]),
-            neighbours=[
-                Neighbour(track_id=track_ids[j], score=float(near))
-                for j, near in zip(indices[i], scores[i], strict=True)
-            ],
-        )
+    rows = np.arange(len(points.X)) if rows is None else rows
+    for first in range(0, len(rows), BATCH):
+        part = rows[first : first + BATCH]
+        placed = assign(run.clusters, points.X[part])
+        indices, _, gaps = recommend(points, part[:, None])
+        for i, row in enumerate(part):
+            yield Assignment(
+                rev=rev,
+                run_id=run.run_id,
+                track_id=track_ids[row],
+                track_rev=revs[row],
+                cluster_id=run.clusters[placed.labels[i]].cluster_id,
+                distance=float(placed.distances[i]),
+                score=float(placed.scores[i]),
+                neighbours=[
+                    Neighbour(track_id=track_ids[j], score=float(1 / (1 + gap)))
+                    for j, gap in zip(indices[i], gaps[i], strict=True)
+                    if j >= 0
+                ],
+                neighbourhood=float(points.neighbourhoods[row]),
+            )
 
 
 def store_all(store: Store, records: Sequence[Record]) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from clustering.assign import home
 from clustering.overview import title
 from clustering.place import located
+from clustering.recordings import one_artist
 from clustering.runs import require_assignments, require_run_in_force
-from clustering.similar import one_artist
 from clustering.space import Matrix
 from core.config import Config
 from core.errors import ConfigError, MurmurError

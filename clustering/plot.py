@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import colorsys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clustering.assign import Labels, assign
+from clustering.choice import STABLE, stable
 from clustering.library import read_library
 from clustering.measures import SAMPLE_ROWS
 from clustering.runs import require_run_in_force
 from clustering.space import Matrix, transform
 from core.errors import ConfigError
 from core.jobs import Progress, Watch, ignore
-from core.records import Run, Track
+from core.records import Run, Track, Trial
 from core.store import Store
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ Colour = tuple[float, float, float]
 FORMATS = (".png", ".pdf", ".svg")
 MAX_TEXT = 44
 """Characters of a description."""
+CHOSEN = "red"
+"""The colour of the number of clusters that was chosen."""
 QUALITY = ("silhouette", "davies_bouldin", "gini", "purity", "nmi", "ari")
 
 
@@ -67,8 +71,12 @@ def draw(run: Run, X: Matrix, labels: Labels, out: Path) -> None:
     from matplotlib.figure import Figure
 
     k = len(run.clusters)
-    figure = Figure(figsize=(16, max(7, 1.5 + 0.28 * k)), layout="constrained")
-    chart, sizes, quality = figure.subplots(1, 3, width_ratios=(3, 1, 1))
+    heights = [max(7, 1.5 + 0.28 * k), 3.5][: 1 + bool(run.trials)]
+    figure = Figure(figsize=(16, sum(heights)), layout="constrained")
+    above, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat
+    for part in below:
+        draw_trials(part.subplots(1, 2), run.trials)
+    chart, sizes, quality = above.subplots(1, 3, width_ratios=(3, 1, 1))
     draw_map(chart, run, positions(X, run.random_state), labels)
     colours = [colour(i) for i in range(k)]
     rows = np.arange(k)
@@ -114,6 +122,24 @@ def draw_map(axes: Axes, run: Run, points: Matrix, labels: Labels) -> None:
     axes.set_yticks([])
     shown = f" ({len(points):,} tracks)" if len(points) < run.n_tracks else ""
     axes.set_title(f"map: what is near sounds alike{shown}")
+
+
+def draw_trials(panels: Sequence[Axes], trials: Sequence[Trial]) -> None:
+    """Draw the silhouette and the stability of each number of clusters that was tried, and mark the chosen one."""
+    from matplotlib.ticker import MaxNLocator
+
+    numbers, counting = [trial.n_clusters for trial in trials], stable(trials)
+    faces = [CHOSEN if trial.chosen else "dimgrey" if trial in counting else "white" for trial in trials]
+    chosen = faces.index(CHOSEN)
+    for axes, name in zip(panels, ("silhouette", "stability"), strict=True):
+        values = [getattr(trial, name) for trial in trials]
+        axes.axvline(numbers[chosen], color=CHOSEN, linewidth=0.8, zorder=0)
+        axes.plot(numbers, values, color="dimgrey", linewidth=1, zorder=1)
+        axes.scatter(numbers, values, c=faces, edgecolors="dimgrey", zorder=2)
+        axes.set_title(f"{name} of each K: {numbers[chosen]} was chosen, with {values[chosen]:.2f}")
+        axes.set_xlabel(f"K; filled: its stability is within {STABLE:g} of the best")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def positions(X: Matrix, random_state: int = 0) -> Matrix:

@@ -103,7 +103,13 @@ class Consumer(Protocol):
         """
 
     def at_end(self) -> bool:
-        """Return whether every position has reached the end seen when reading began."""
+        """Return whether every position has reached the end seen when reading began, or by the last `look_ahead`."""
+
+    def look_ahead(self) -> Offsets:
+        """Let `at_end` go by the ends that there are now, and return these.
+
+        Raise `MadeAnewError` if a topic was deleted and created again; then it is read from its beginning.
+        """
 
     def close(self) -> None:
         """Leave the group, without a commit."""

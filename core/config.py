@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from core.blocks import BLOCKS, Profile
 from core.bus import DEAD_LETTER_DAYS, Topic
@@ -113,11 +122,19 @@ class Clustering(Section):
     """How tracks are grouped."""
 
     engine: Literal["spark", "sklearn"] = "spark"
-    n_clusters: Annotated[int, Field(ge=1)] | None = None
+    n_clusters: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     random_state: Annotated[int, Field(ge=0, lt=2**31)] = 0
     n_init: Annotated[int, Field(ge=1, le=100)] = 10
     keep_runs: Annotated[int, Field(ge=1)] = 5
     groups: Groups = Groups()
+
+    @field_validator("n_clusters", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:  # one for each alternative
+            raise ValueError("write a whole number from 1 on, auto or null") from None
 
 
 class Topics(Section):

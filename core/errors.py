@@ -59,6 +59,13 @@ class FencedError(BackendError):
     """Another producer took over this ``transactional.id``; this one must stop for good."""
 
 
+class MadeAnewError(BackendError):
+    """A topic was deleted and created again; what was read of it is void, and it is read from its beginning now."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retriable=True)
+
+
 class TooLargeError(BackendError):
     """A message exceeds what its topic takes; it was not sent, and the producer lives on."""
 

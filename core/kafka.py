@@ -24,7 +24,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from core import bus as seam
 from core.bus import DEAD_LETTER_DAYS, TOMBSTONE_DAYS, Headers, Message, Offsets, Topic, TopicPartition
-from core.errors import BackendError, FencedError, TooLargeError
+from core.errors import BackendError, FencedError, MadeAnewError, TooLargeError
 from core.kafka_connection import backend_error, driver_settings
 from core.names import bare_url
 
@@ -716,12 +716,19 @@ class Consumer:
         self._driver.resume(*self._driver.paused())
 
     def at_end(self) -> bool:
-        """Return whether every position has reached the end seen when reading began."""
+        """Return whether every position has reached the end seen when reading began, or by the last `look_ahead`."""
         if self.group and not self._listener.joined:
             return False
         self._see_ends()
         self._ahead = {at: end for at, end in self._ahead.items() if not self._reached(at, end)}
         return not self._ahead
+
+    def look_ahead(self) -> Offsets:
+        """Let `at_end` go by the ends that there are now, and return these."""
+        self._look()
+        self._begun = set()
+        self._see_ends()
+        return dict(self._ahead)
 
     def close(self) -> None:
         """Leave the group, without a commit."""
@@ -802,9 +809,8 @@ class Consumer:
         self._begun -= again
         for partition in again:
             self._driver.seek_to_beginning(partition)
-        raise BackendError(
-            f"{self._bus.url}: {', '.join(anew)} was deleted and created again; it is read from its beginning now",
-            retriable=True,
+        raise MadeAnewError(
+            f"{self._bus.url}: {', '.join(anew)} was deleted and created again; it is read from its beginning now"
         )
 
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:

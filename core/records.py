@@ -249,6 +249,17 @@ class Cluster(Value):
     """None in runs of earlier versions."""
 
 
+class Trial(Value):
+    """A number of clusters that was tried, judged on a seeded sample; measures are to four places."""
+
+    n_clusters: Int64
+    silhouette: Finite
+    """Mean over the sample: how much nearer the own cluster is than the next (Rousseeuw 1987)."""
+    stability: Finite
+    """Adjusted Rand index between the partitions by fits on two halves of the sample."""
+    chosen: bool = False
+
+
 class Lineage(Value):
     """What became of the clusters of the run before, by the tracks that are in both."""
 
@@ -302,6 +313,8 @@ class Run(Record):
     """(k, n_dimensions): the centres from which the engine started."""
     clusters: list[Cluster]
     lineage: Lineage = Lineage()
+    trials: list[Trial] = []
+    """Where the number of clusters was chosen: those that were tried, the smallest first."""
     metrics: dict[str, Finite]
     complete: bool = False
     """True once its assignments are written."""
@@ -327,7 +340,7 @@ class RunInForce(Record):
 
 
 class Neighbour(Value):
-    """A near track and its score in (0, 1]."""
+    """A near track and its score in (0, 1]: 1/2 is as far as the 10 nearest of both are on average."""
 
     track_id: str
     score: Finite
@@ -347,6 +360,8 @@ class Assignment(Record):
     score: Finite
     """1 / (1 + distance / radius of the cluster)."""
     neighbours: list[Neighbour]
+    neighbourhood: Finite | None = None
+    """Mean distance to the 10 nearest other tracks; None in assignments of earlier versions."""
 
     @property
     def key(self) -> str:
@@ -426,6 +441,8 @@ class PublishedRun(Value):
     """Why it could not."""
     changes: dict[str, Int64] = {}
     """How many tracks joined, moved, changed and left with the publication."""
+    input_digest: str = ""
+    """Digest of the (track_id, rev) of the assignments and the tracks that were published."""
 
 
 def _first_problem(error: ValidationError) -> str:

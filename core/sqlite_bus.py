@@ -277,9 +277,14 @@ class SQLiteConsumer:
         time.sleep(seconds)
 
     def at_end(self) -> bool:
-        """Return whether every position has reached the end seen when reading began."""
+        """Return whether every position has reached the end seen when reading began, or by the last `look_ahead`."""
         position = self._position
         return position is not None and all(position[name] >= end for name, end in self._ends.items())
+
+    def look_ahead(self) -> Offsets:
+        """Let `at_end` go by the ends that there are now, and return these."""
+        self._ends = {name: _topic(self._database, name)[2] for name in self._topics}
+        return {TopicPartition(name, 0): end for name, end in self._ends.items()}
 
     def close(self) -> None:
         """Free the lease of the group."""
@@ -301,7 +306,7 @@ class SQLiteConsumer:
     def _begin(self, start: Offsets) -> None:
         self._position = {name: start.get(TopicPartition(name, 0), 0) for name in self._topics}
         self._committed = dict(self._position)
-        self._ends = {name: _topic(self._database, name)[2] for name in self._topics}
+        self.look_ahead()
 
     def _next(self, max_records: int) -> list[Message]:
         position = self._position or {}

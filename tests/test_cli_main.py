@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import clustering_library as library
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,7 +119,8 @@ def test_no_verb_shows_the_help_as_wrong_usage(murmur: Murmur) -> None:
 def test_an_unknown_verb_and_option_are_wrong_usage(murmur: Murmur) -> None:
     says(murmur("frobnicate"), 2, "frobnicate")
     says(murmur("run", "--frobnicate", "x"), 2, "--frobnicate")
-    says(murmur("cluster", "--clusters", "0"), 2, "--clusters")
+    for wrong in ("0", "-1", "2.5", "many"):
+        says(murmur("cluster", "--clusters", wrong), 2, "--clusters", "a whole number from 1 on, or auto")
     says(murmur("cluster", "--engine", "abacus"), 2, "abacus", "sklearn")
     says(murmur("run"), 2, "AUDIO_DIR")
     says(murmur("export"), 2, "murmur export features OUT", "murmur export playlists DIR")
@@ -212,6 +214,28 @@ def test_more_clusters_than_tracks_is_wrong_usage(murmur: Murmur, finished: Path
     says(murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "7"), 2, "7", "6")
 
 
+def test_a_chosen_number_of_clusters_comes_with_the_table_of_those_that_were_tried(murmur: Murmur) -> None:
+    with closing(open_store(Config().store.url)) as store:
+        store.upsert(library.tracks(70, kinds=6))
+    done = murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "auto")
+    sentence, _, heads, _, *rows = done.out.splitlines()
+    assert ", 6 clusters, " in sentence
+    assert heads.split() == ["K", "silhouette", "stability"]
+    assert [row.split()[:-2] for row in rows] == [["5"], ["→", "6"], ["7"]]
+    again = json.loads(murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "auto", "--json").out)
+    told = [(one["n_clusters"], f"{one['silhouette']:.4f}", f"{one['stability']:.4f}") for one in again["trials"]]
+    assert told == [(int(row.split()[-3]), *row.split()[-2:]) for row in rows]
+
+
+def test_too_few_tracks_to_choose_for_are_clustered_by_the_rule_with_one_line(murmur: Murmur, finished: Path) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    done = murmur("-q", "cluster", "--engine", "sklearn", "--clusters", "auto")
+    assert (done.code, done.out.count("\n")) == (0, 1)
+    assert "auto needs 50 tracks, 5 of them distinct; these 6 get √(n/2), 2 clusters" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_the_history_tells_what_became_of_the_clusters_and_so_does_the_runs_topic(
     murmur: Murmur, finished: Path
 ) -> None:
@@ -251,7 +275,7 @@ def test_an_unknown_run_and_options_that_exclude_each_other_are_wrong_usage(murm
     says(murmur("-q", "cluster", "--engine", "sklearn", "--like", "run-0"), 2, "'run-0'", known)
     says(murmur("clusters", "--compare", known, "run-0"), 2, "'run-0'", known)
     says(murmur("-q", "cluster", "--like", known, "--fresh"), 2, "--like", "leave out the other option")
-    says(murmur("-q", "cluster", "--like", known, "--clusters", "2"), 2, "--like", "leave out the other option")
+    says(murmur("-q", "cluster", "--like", known, "--clusters", "auto"), 2, "--like", "leave out the other option")
     says(murmur("clusters", "--history", "--compare", known, known), 2, "--history", "--compare")
 
 

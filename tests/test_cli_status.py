@@ -21,7 +21,7 @@ from core.config import Config
 from core.names import Names
 from etl import load
 from etl.messages import create_topics, send
-from topics.subscribe import news
+from topics.news import batches
 
 __all__ = ["murmur"]  # a fixture
 
@@ -106,7 +106,7 @@ def test_the_lag_of_a_group_that_subscribes_is_said_too(murmur: Murmur, config: 
     with opened(config) as world:
         add_run(world.store, {"a": "c01", "b": "c02"})
         world.publish()
-        assert [new.track_id for new in news(world.bus, world.names, "c01", "player")] == ["a"]
+        assert [new.track_id for (new,) in batches(world.bus, world.names, "c01", "player")] == ["a"]
         key = ("player", "clusters.c01.tracks.v1")
         _, lags = status(murmur, config)
         assert lags[key] == (0, None)

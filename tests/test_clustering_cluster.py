@@ -220,7 +220,7 @@ def test_one_and_two_tracks_are_a_cluster_each(store: SQLiteStore, n: int) -> No
 
 def test_equal_tracks_are_one_cluster(store: SQLiteStore) -> None:
     one = library.tracks(1)[0]
-    store.upsert([one.model_copy(update={"track_id": f"t{i}"}) for i in range(12)])
+    store.upsert([one.model_copy(update={"track_id": f"t{i}", "duration": 60.0 * i}) for i in range(12)])
     report = fit(store)
     neighbours = [found["neighbours"] for found in store.scan(Assignment, prefix=f"{report.run_id}/")]
     assert report.clusters == 1

@@ -185,6 +185,26 @@ def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tm
     assert spark.range(3).count() == 3
 
 
+def test_both_engines_choose_the_same_number_of_clusters_for_the_same_reasons(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """On overlapping kinds, cold and then warm with more tracks."""
+    tracks = library.tracks(130, kinds=7, spread=1.0)
+    found: dict[str, list[Run | None]] = {"sklearn": [], "spark": []}
+    for engine, made in found.items():
+        with closing(SQLiteStore(f"sqlite:///{tmp_path}/{engine}.db")) as store:
+            for part in (tracks[:110], tracks[110:]):
+                store.upsert(part)
+                report = library.cluster_them(config(engine, n_clusters="auto", n_init=2), store)
+                made.append(store.get(Run, report.run_id))
+    told = {
+        engine: [(run.trials, [(one.cluster_id, one.size) for one in run.clusters]) for run in made if run]
+        for engine, made in found.items()
+    }
+    assert told["sklearn"] == told["spark"]
+    assert [len(trials) for trials, _ in told["spark"]] == [7, 9]
+
+
 @pytest.mark.parametrize("other", ["sklearn", "spark"])
 def test_a_run_like_another_gives_its_assignment_again_on_either_engine(
     spark: SparkSession, tmp_path: Path, other: str

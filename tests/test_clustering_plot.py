@@ -16,7 +16,7 @@ from clustering.measures import knn_accuracy
 from clustering.plot import colour, plot, positions, silhouettes
 from core.config import parse_config
 from core.errors import ConfigError
-from core.records import RunInForce, Track
+from core.records import RunInForce, Track, next_rev
 from core.sqlite_store import SQLiteStore
 
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[SQLiteStore]:
 def publish(store: SQLiteStore, tracks: list[Track], **clustering: object) -> None:
     store.upsert(tracks)
     report = library.cluster_them(parse_config({"clustering": {"engine": "sklearn", **clustering}}), store)
-    store.upsert([RunInForce(rev=1, run_id=report.run_id)])
+    store.upsert([RunInForce(rev=next_rev(), run_id=report.run_id)])
 
 
 def number(colours: np.ndarray) -> np.ndarray:
@@ -50,6 +50,20 @@ def test_each_cluster_has_a_bar_of_its_colour(store: SQLiteStore, tmp_path: Path
     wanted = set(number(np.array([colour(i) for i in range(k)])).tolist())
     assert len(wanted) == k
     assert wanted <= colours_in(tmp_path / "out.png")
+
+
+def test_a_number_that_was_chosen_is_marked_in_two_further_panels_below(store: SQLiteStore, tmp_path: Path) -> None:
+    marked = int(number(np.array([1.0, 0.0, 0.0])))
+    for n_clusters in (5, "auto"):
+        publish(store, library.tracks(60, kinds=5), n_clusters=n_clusters, n_init=1)
+        plot(store, tmp_path / f"{n_clusters}.png")
+    given, chosen = (number(imread(tmp_path / f"{name}.png")[:, :, :3]) for name in (5, "auto"))
+    assert marked not in given
+    assert len(chosen) > len(given)
+    places = np.argwhere(chosen == marked)
+    assert places[:, 0].min() > len(given)
+    middle = chosen.shape[1] / 2
+    assert places[:, 1].min() < middle < places[:, 1].max()
 
 
 @pytest.mark.parametrize("n", [1, 2, 6])

@@ -16,6 +16,7 @@ from clustering import cluster
 from clustering.assign import assign
 from clustering.describe import SCALES
 from clustering.library import Library, digest_of
+from clustering.recordings import RECORDING
 from clustering.space import Vectors, stack, vector
 from core.config import parse_config
 from core.records import Run
@@ -39,7 +40,9 @@ class Years:
         revs = {f"t{row:05d}": 1 for row in sorted(rows)}
         known = [{"track_id": track_id, "title": None, "artist": None, "genre": None} for track_id in revs]
         part = {name: X[np.sort(rows)] for name, X in vectors.items()}
-        copy = Library(revs, part, np.full((len(revs), len(SCALES)), np.nan), known, digest_of(revs), 0)
+        sounds = np.full((len(revs), len(SCALES)), np.nan)
+        recordings = np.zeros(len(revs), dtype=RECORDING)
+        copy = Library(revs, part, sounds, recordings, known, digest_of(revs), 0)
         run, fitted = cluster.make(config, self.store, self.bus, copy, before=before, fresh=fresh)
         labels = assign(run.clusters, fitted.X).labels
         self.members[run.run_id] = {

@@ -277,6 +277,28 @@ class BusContract:
         send(bus, topic, b"2")
         assert values(take(consumer, 1)) == [b"2"]
 
+    def test_a_reader_that_looks_ahead_is_at_the_end_once_it_has_read_what_came_meanwhile(
+        self, bus: Bus, topic: str
+    ) -> None:
+        send(bus, topic, b"1")
+        consumer = bus.consumer([topic])
+        drain(consumer)
+        send(bus, topic, b"2", b"3")
+        assert consumer.at_end()
+        assert consumer.look_ahead() == bus.ends([topic])
+        assert not consumer.at_end()
+        assert values(drain(consumer)) == [b"2", b"3"]
+        consumer.look_ahead()
+        assert consumer.at_end()
+
+    def test_a_member_of_a_group_looks_ahead_too(self, bus: Bus, topic: str, group: str) -> None:
+        send(bus, topic, b"1")
+        consumer = bus.consumer([topic], group=group)
+        drain(consumer)
+        send(bus, topic, b"2", b"3")
+        assert consumer.look_ahead() == bus.ends([topic])
+        assert values(drain(consumer)) == [b"2", b"3"]
+
     # Groups
 
     def test_a_new_group_begins_at_the_beginning(self, bus: Bus, topic: str, group: str) -> None:

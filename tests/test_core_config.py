@@ -43,6 +43,11 @@ def test_a_profile_may_be_a_bare_name() -> None:
     assert parse_config({"features": {"profiles": "fma"}}) == parse_config({"features": {"profiles": ["fma"]}})
 
 
+@pytest.mark.parametrize("n_clusters", [None, 1, "auto"])
+def test_a_number_of_clusters_is_given_chosen_or_left_to_the_rule(n_clusters: int | str | None) -> None:
+    assert parse_config({"clustering": {"n_clusters": n_clusters}}).clustering.n_clusters == n_clusters
+
+
 def test_a_group_keeps_what_is_not_said_of_it() -> None:
     groups = parse_config({"clustering": {"groups": {"rhythm": {"weight": 0.25}}}}).clustering.groups
     assert groups.rhythm == Config().clustering.groups.rhythm.model_copy(update={"weight": 0.25})
@@ -75,7 +80,11 @@ def test_variables_are_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"clusterin": {}}, ["clusterin", "did you mean 'clustering'"]),
         ({"clustering": {"n_cluster": 3}}, ["clustering.n_cluster", "did you mean 'n_clusters'"]),
         ({"store": {"deleted_retention": 14}}, ["store.deleted_retention", "14", "greater"]),
-        ({"clustering": {"n_clusters": "many"}}, ["clustering.n_clusters", "'many'", "integer"]),
+        (
+            {"clustering": {"n_clusters": "many"}},
+            ["clustering.n_clusters: 'many' is not valid: write a whole number", "auto"],
+        ),
+        ({"clustering": {"n_clusters": 0}}, ["clustering.n_clusters: 0 is not valid", "from 1 on"]),
         ({"audio": {"sample_rate": 8000}}, ["audio.sample_rate", "8000", "16000"]),
         ({"topics": {"prefix": "a b"}}, ["topics.prefix", "'a b'"]),
         ({"max_failures": 2}, ["max_failures", "2", "less than or equal to 1"]),

@@ -20,7 +20,7 @@ from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchB
 from test_core_bus import GiveUpError, drain, everything, send, take, values
 
 from core.bus import Message, Topic, TopicPartition, lag, open_bus, read_to_end
-from core.errors import BackendError, FencedError
+from core.errors import BackendError, FencedError, MadeAnewError
 from core.kafka import Consumer, KafkaBus, Producer
 
 
@@ -705,6 +705,22 @@ def test_a_reader_that_only_polls_notices_a_new_topic_too(
     monkeypatch.setattr("core.kafka.LOOK_SECONDS", 0)
     with pytest.raises(BackendError, match=f"{topic} was deleted and created again"):
         consumer.poll()
+    assert len(drain(consumer)) == 20
+
+
+@pytest.mark.servers
+def test_a_reader_that_looks_ahead_notices_a_new_topic_at_once(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
+) -> None:
+    send(bus, topic, *(b"%d" % n for n in range(10)))
+    consumer = bus.consumer([topic])
+    take(consumer, 10)
+    admin.delete_topics([topic])
+    bus.create_topics([Topic(topic, "compact")])
+    send(bus, topic, *(b"new %d" % n for n in range(20)))
+    with pytest.raises(MadeAnewError, match=f"{topic} was deleted and created again"):
+        consumer.look_ahead()
+    assert consumer.look_ahead() == {TopicPartition(topic, 0): 20}
     assert len(drain(consumer)) == 20
 
 

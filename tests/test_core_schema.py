@@ -14,7 +14,7 @@ TEXT = (ROOT / "docs" / "schema.md").read_text("utf-8")
 KINDS = [
     records.Track, records.Source, records.File, records.Failure, records.Run, records.Group, records.Cluster,
     records.Lineage, records.Assignment, records.RunInForce, records.Member, records.LedgerEntry, records.PublishedRun,
-    records.Description, records.OverRepresented, records.Sound,
+    records.Description, records.OverRepresented, records.Sound, records.Trial,
 ]  # fmt: skip
 
 

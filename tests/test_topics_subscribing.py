@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from processes import running
 from topics_library import JobDiedError, Mortal, World, add_run, messages, opened, settings
 
-from core.records import Member, NamedNeighbour, PublishedRun
+from core.records import Lineage, Member, NamedNeighbour, PublishedRun, next_rev
 from topics import publisher
 
 PAGE = (Path(__file__).parent.parent / "docs" / "subscribing.md").read_text("utf-8")
@@ -88,6 +90,50 @@ def test_the_program_prints_the_run_in_force_as_a_whole_while_another_is_sent(
         [sys.executable, "-c", here(blocks("python")[2], world)], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.splitlines() == ["c01 b Title of b", "c02 a Title of a", "c03 d Title of d"]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    url = str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
+    with opened(settings(tmp_path, url)) as world:
+        yield world
+
+
+def ours(program: str, world: World) -> str:
+    """Return a program of the page with this bus and this installation's prefix in place of the page's."""
+    assert '"kafka://localhost:9092", "c01"' in program
+    place = f'{world.config.bus.url!r}, "c01", prefix={world.names.prefix!r}'
+    return program.replace('"kafka://localhost:9092", "c01"', place)
+
+
+def test_the_program_with_a_view_prints_who_joins_and_leaves_until_the_cluster_ends(either: World) -> None:
+    add_run(either.store, FIRST)
+    either.publish()
+    with running(sys.executable, "-c", ours(blocks("python")[3], either), seconds=60) as process:
+        assert read_lines(process, 3) == {"+ a Title of a", "+ b Title of b", "+ c Title of c"}
+        former = add_run(either.store, {"b": "c01", "c": "c01", "d": "c01"})
+        either.publish()
+        while not (lines := read_lines(process, 1)) & {"- a None"}:
+            assert lines <= {"+ b Title of b", "+ c Title of c", "+ d Title of d"}
+        run = add_run(either.store, dict.fromkeys("bcd", "c03"))
+        lineage = Lineage(former=former.run_id, deaths=["c01"], successors={"c01": {"c03": 3}})
+        either.store.upsert([run.model_copy(update={"lineage": lineage, "rev": next_rev(run.rev)})])
+        either.publish()
+        assert process.stdout
+        *left, last = process.stdout.read().splitlines()
+        assert (sorted(left[-3:]), last) == (["- b None", "- c None", "- d None"], "its members are in c03")
+        assert process.wait() == 0
+
+
+def test_the_program_with_a_group_keeps_a_table_of_the_members_run_after_run(either: World, tmp_path: Path) -> None:
+    program = ours(blocks("python")[4], either)
+    for clusters in (FIRST, FIRST | {"a": "c02", "d": "c01"}, FIRST):
+        add_run(either.store, clusters)
+        either.publish()
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=tmp_path)
+        with closing(sqlite3.connect(tmp_path / "player.db")) as table:
+            found = dict(table.execute("SELECT track_id, title FROM tracks"))
+        assert found == {one: f"Title of {one}" for one, cluster_id in clusters.items() if cluster_id == "c01"}
 
 
 def test_the_consumer_has_ten_lines_and_uses_nothing_of_ours() -> None:

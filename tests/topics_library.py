@@ -99,7 +99,8 @@ def add_run(
         metrics={"inertia": 1.0},
     )
     store.upsert([run])
-    store.upsert([_assignment(run, track_id, clusters, scores or {}, revs[track_id]) for track_id in clusters])
+    placed = [track_id for track_id in clusters if track_id in revs]  # a follower may have deleted one meanwhile
+    store.upsert([_assignment(run, track_id, clusters, scores or {}, revs[track_id]) for track_id in placed])
     complete = run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})
     store.upsert([complete])
     return complete

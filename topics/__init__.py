@@ -1,1 +1,6 @@
-"""What a subscriber meets: publishing to the cluster topics and reading them."""
+"""What a subscriber meets: the cluster topics, published, and read in a line: `subscribe` and `view`."""
+
+from topics.news import News, subscribe
+from topics.views import View, view
+
+__all__ = ["News", "View", "subscribe", "view"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -19,6 +20,7 @@ SHOWN = ("title", "artist", "album", "genre", "year", "duration", "extra")
 """What a subscriber sees of a track."""
 FIELDS = ("track_id", *SHOWN, "rev")
 """What is read of a track; never `features`, and not `source`, which holds a path."""
+REVS = ("track_id", "rev")
 SCORE_STEP = 0.05
 """A score that has moved no farther since it was sent is not sent again."""
 NEIGHBOUR_SHARE = 0.2
@@ -28,8 +30,17 @@ STEP = 500
 
 Ledger = dict[str, LedgerEntry]
 """`track_id` → what was last sent of the track."""
-Titles = dict[str, Document]
-"""`track_id` → title and artist."""
+Titles = dict[str, "Title"]
+"""By `track_id`."""
+
+
+class Title(NamedTuple):
+    """What a subscriber sees of a neighbour."""
+
+    title: str | None
+    artist: str | None
+    crc: int
+    """Of the id, the title and the artist."""
 
 
 class Due(NamedTuple):
@@ -100,21 +111,24 @@ class Judge:
     def compare(self, last: LedgerEntry | None, assignment: Document, track: Document) -> Due | None:
         """Return what is to be sent of a track, None where the difference is none or too small."""
         titles = self._titles
-        near = [one | titles[one["track_id"]] for one in assignment["neighbours"] if one["track_id"] in titles]
+        near = [(one, titles[one["track_id"]]) for one in assignment["neighbours"] if one["track_id"] in titles]
         cluster_id = home(self._clusters[assignment["cluster_id"]], assignment["distance"])
+        metadata = digest(orjson.dumps([track[name] for name in SHOWN], option=orjson.OPT_SORT_KEYS))
+        crcs = [title.crc for _, title in near]
+        if last and not _differ(last, cluster_id, metadata, assignment["score"], crcs):
+            return None
         entry = LedgerEntry(
             track_id=track["track_id"],
             cluster_id=cluster_id,
             since_run=last.since_run if last and last.cluster_id == cluster_id else assignment["run_id"],
             score=assignment["score"],
-            digest=digest(orjson.dumps([track[name] for name in SHOWN], option=orjson.OPT_SORT_KEYS)),
+            digest=metadata,
             track_rev=track["rev"],
-            neighbours=[crc32(f"{one['track_id']} {one['title']} {one['artist']}".encode()) for one in near],
+            neighbours=crcs,
         )
-        if last and not _differ(last, entry):
-            return None
         shown = entry.model_dump(include={"cluster_id", "score", "since_run"})
-        member = Member.from_document({**track, **shown, "neighbours": near})
+        named = [one | {"title": title.title, "artist": title.artist} for one, title in near]
+        member = Member.from_document({**track, **shown, "neighbours": named})
         moved = last is not None and last.cluster_id != cluster_id
         what = "joined" if last is None else "moved" if moved else "changed"
         return Due(cluster_id, entry.track_id, what, last.cluster_id if last and moved else None, member, entry)
@@ -127,13 +141,29 @@ def leaver(entry: LedgerEntry) -> Due:
 
 def read_titles(store: Store) -> Titles:
     """Return the title and artist of every track."""
-    return {track.pop("track_id"): track for track in store.scan(Track, fields=("track_id", "title", "artist"))}
+    return {track["track_id"]: title_of(track) for track in store.scan(Track, fields=("track_id", "title", "artist"))}
 
 
-def _differ(last: LedgerEntry, now: LedgerEntry) -> bool:
-    if (last.cluster_id, last.digest) != (now.cluster_id, now.digest) or abs(last.score - now.score) > SCORE_STEP:
+def title_of(track: Document) -> Title:
+    """Return what a subscriber sees of a track that is a neighbour."""
+    title, artist = track["title"], track["artist"]
+    return Title(title, artist, crc32(f"{track['track_id']} {title} {artist}".encode()))
+
+
+def digest_of_input(run: Run, store: Store) -> str:
+    """Return a digest of the revisions of all that decides what is due, but for what was sent before."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for found in (store.scan(Assignment, fields=REVS, prefix=f"{run.run_id}/"), store.scan(Track, fields=REVS)):
+        for one in found:
+            hashed.update(f"{one['track_id']} {one['rev']}\n".encode())
+        hashed.update(b"\n")
+    return hashed.hexdigest()
+
+
+def _differ(last: LedgerEntry, cluster_id: str, metadata: str, score: float, crcs: Sequence[int]) -> bool:
+    if (last.cluster_id, last.digest) != (cluster_id, metadata) or abs(last.score - score) > SCORE_STEP:
         return True
-    before, after = set(last.neighbours), set(now.neighbours)
+    before, after = set(last.neighbours), set(crcs)
     most = max(len(before), len(after))
     return most - len(before & after) > NEIGHBOUR_SHARE * most
 

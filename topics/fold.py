@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from core.bus import Message
-from core.errors import RecordError
+from core.bus import Bus, Message, Offsets
+from core.errors import MadeAnewError, RecordError
+from core.patience import patience
 from core.records import Value
 
 V = TypeVar("V", bound=Value)
@@ -49,6 +50,50 @@ def update(values: dict[str, V], change: Change[V]) -> None:
         values.pop(change.key, None)
     else:
         values[change.key] = change.value
+
+
+class Latest(Generic[V]):
+    """What a compacted topic says at its end, of which one keeps up with the end.
+
+    Parameters
+    ----------
+    bus : Bus
+    topic : str
+    kind : callable
+        Tells what a message should be.
+    """
+
+    def __init__(self, bus: Bus, topic: str, kind: Callable[[Message], type[V]]) -> None:
+        self.values: dict[str, V] = {}
+        """The last value of each key; another dict after each refresh."""
+        self.ends: Offsets = {}
+        """How far was read, at least."""
+        self._read: dict[str, V] = {}
+        """As far as was read, be it not to the end."""
+        self._kind = kind
+        self._consumer = bus.consumer([topic])
+        self._patiently = patience(self._consumer, None)
+
+    def refresh(self) -> None:
+        """Read on to the end there is now; from the beginning if the topic was deleted and made anew.
+
+        A broken connection is waited for, two minutes at most; then it raises, and the values stay as they were.
+        """
+        self._patiently(self._read_on)
+
+    def _read_on(self) -> None:
+        try:
+            self._consumer.rewind()
+            ends = self._consumer.look_ahead()
+            while not self._consumer.at_end():
+                for message in self._consumer.poll():
+                    for change in changes([message], self._kind(message)):
+                        update(self._read, change)
+                self._consumer.commit()
+        except MadeAnewError:
+            self._read = {}
+            raise
+        self.values, self.ends = dict(self._read), ends
 
 
 def _change(message: Message, kind: type[V]) -> Change[V]:

@@ -19,7 +19,7 @@ from core.names import Names
 from core.patience import patience
 from core.records import Assignment, Run, Track
 from core.store import Document, Store
-from topics.due import Due, Judge, leaver, read_titles
+from topics.due import Due, Judge, leaver, read_titles, title_of
 from topics.fold import Change, changes
 from topics.publish import latest_or_named, tell
 from topics.publisher import CHUNK, Publisher, opened_publisher
@@ -213,7 +213,7 @@ class Follower:
     def _place(self, tracks: dict[str, Document], gone: Iterable[str]) -> list[Assignment]:
         """Return the assignments of those that have a place."""
         for track_id, track in tracks.items():
-            self._titles[track_id] = {"title": track["title"], "artist": track["artist"]}
+            self._titles[track_id] = title_of(track)
         for track_id in gone:
             self._titles.pop(track_id, None)
             self._places.drop(track_id)

@@ -78,7 +78,7 @@ def publish_all(config: Config, run: Run, *, store: Store, bus: Bus, progress: W
         tally = publisher.publish(run, progress)
     tell(run, publisher.sent, tally)
     return Report(
-        read=len(publisher.ledger),
+        read=tally.total() - tally["left"],
         written=publisher.written,
         unchanged=tally["stayed"],
         sent=publisher.sent,

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from operator import attrgetter
 from typing import TypeVar
@@ -23,9 +24,9 @@ from core.jobs import Watch
 from core.names import CURRENT, UNCLUSTERED, Names, cloud_event
 from core.records import LedgerEntry, Member, PublishedRun, Record, Run, RunInForce, Value, next_rev
 from core.store import Store
-from topics.due import Due, Ledger, due
+from topics.due import Due, Ledger, digest_of_input, due
 from topics.fold import changes, update
-from topics.runs import RunsTopic, published
+from topics.runs import RunsTopic, offsets_by_topic, published
 
 CHUNK = 500
 """Tracks per transaction."""
@@ -46,7 +47,6 @@ class Publisher:
     bus: Bus
     store: Store
     producer: Producer
-    ledger: Ledger
     runs: RunsTopic
     rev: int
     """The last one that was used."""
@@ -54,8 +54,20 @@ class Publisher:
     written: int = 0
     """Records of the store."""
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What was last sent of each track."""
+        ledger: Ledger = {}
+        for entry in changes(read_to_end(self.bus, [self.names.members]), LedgerEntry):
+            update(ledger, entry)
+            self.rev = max(self.rev, entry.rev)
+        return ledger or self._recovered_ledger()
+
     def publish(self, run: Run, progress: Watch) -> Counter[str]:
         """Send what a run changes, and put it in force; return how many tracks joined, moved, changed, left and stayed.
+
+        Where nothing has changed since the run was published, neither in the store nor on the cluster topics, not even
+        the ledger is read.
 
         Raises
         ------
@@ -66,19 +78,13 @@ class Publisher:
         if not n_assignments:
             features = f"its assignments are no longer kept, and no track has its feature set {run.feature_set}"
             raise MurmurError(f"{self.store.url}: run {run.run_id} cannot be published: {features}; publish another")
-        self.make_topics(run)
-        for one in self._not_kept(run):
-            with self.producer.transaction():
-                self._send(one.feature_set, self.names.spaces, Run, one.run_id, one)
-        if run.run_id not in self.runs.runs:
-            with self.producer.transaction():
-                self._mark(published(run))
-        tally = self.send(run.feature_set, due(run, n_assignments, self.store, self.ledger, progress))
-        if tally or self.runs.requested() or not self.runs.is_in_force(run.run_id):
-            self._put_in_force(run, tally)
+        input_digest = digest_of_input(run, self.store)
+        if self._is_unchanged(run, input_digest):
+            tally = Counter(stayed=sum(self.runs.runs[run.run_id].sizes.values()))
+        else:
+            tally = self._send_run(run, n_assignments, input_digest, progress)
         assert self.runs.in_force is not None
         self.written += self.store.upsert([self.runs.in_force]).written
-        tally["stayed"] = len(self.ledger) - tally["joined"] - tally["moved"] - tally["changed"]
         return tally
 
     def refuse(self, run_id: str, reason: str) -> None:
@@ -122,6 +128,20 @@ class Publisher:
             log.info("%d tracks sent, from %s to %s", len(changes), changes[0].cluster_id, changes[-1].cluster_id)
         return Counter(change.what for change in changes)
 
+    def _send_run(self, run: Run, n_assignments: int, input_digest: str, progress: Watch) -> Counter[str]:
+        self.make_topics(run)
+        for one in self._not_kept(run):
+            with self.producer.transaction():
+                self._send(one.feature_set, self.names.spaces, Run, one.run_id, one)
+        if run.run_id not in self.runs.runs:
+            with self.producer.transaction():
+                self._mark(published(run))
+        tally = self.send(run.feature_set, due(run, n_assignments, self.store, self.ledger, progress))
+        if tally or self.runs.requested() or not self.runs.is_in_force(run.run_id):
+            self._put_in_force(run, tally, input_digest)
+        tally["stayed"] = len(self.ledger) - tally["joined"] - tally["moved"] - tally["changed"]
+        return tally
+
     def _not_kept(self, run: Run) -> Iterator[Run]:
         """Yield what `restore` would miss: a run until it was sent in full; if their topic is new, all that were."""
         known, is_new = self.runs.runs.get(run.run_id), not any(self.bus.ends([self.names.spaces]).values())
@@ -131,7 +151,28 @@ class Publisher:
             if found := self.store.get(Run, run_id):
                 yield found
 
-    def _put_in_force(self, run: Run, tally: Mapping[str, int]) -> None:
+    def _recovered_ledger(self) -> Ledger:
+        """Return what the cluster topics themselves say, for a ledger that was deleted: all of it is due again."""
+        ledger: Ledger = {}
+        for topic in cluster_topics(self.bus, self.names):
+            members: dict[str, Member] = {}
+            for change in changes(read_to_end(self.bus, [topic]), Member):
+                update(members, change)
+                self.rev = max(self.rev, change.rev)
+            for track_id, member in members.items():
+                known = member.model_dump(include={"track_id", "cluster_id", "since_run", "score"})
+                ledger[track_id] = LedgerEntry(**known, digest="", track_rev=0)
+        return ledger
+
+    def _is_unchanged(self, run: Run, input_digest: str) -> bool:
+        """Return whether the run is in force, of this input, and nothing was sent since."""
+        if self.runs.requested() or not self.runs.is_in_force(run.run_id):
+            return False
+        known = self.runs.runs[run.run_id]
+        there = offsets_by_topic(self.bus.ends(cluster_topics(self.bus, self.names)))
+        return known.input_digest == input_digest and known.offsets == there
+
+    def _put_in_force(self, run: Run, tally: Mapping[str, int], input_digest: str) -> None:
         """Mark a run as published, with the offsets of a consistent view, and as the current one.
 
         That is the answer to the request for it, and to all that were made before it began.
@@ -142,7 +183,8 @@ class Publisher:
             self._send(run.feature_set, self.names.runs, RunInForce, CURRENT, in_force)
             self.producer.flush()  # Kafka takes it once the former transactions are readable, so `ends` sees them
             ends = self.bus.ends(cluster_topics(self.bus, self.names))
-            self._mark(published(run, sizes, ends).model_copy(update={"changes": dict(tally)}))
+            done = {"changes": dict(tally), "input_digest": input_digest}
+            self._mark(published(run, sizes, ends).model_copy(update=done))
             for other in self.runs.requested():
                 self._mark(other.model_copy(update={"requested": False}))
         self.runs.in_force = in_force
@@ -183,7 +225,8 @@ def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consume
     producer = bus.producer(names.publisher, commits=commits)  # what is read from here on stays true
     try:
         with RunsTopic(bus, names) as runs:
-            yield _read_past(config, names, bus, store, producer, runs)
+            mirror = store.get(RunInForce, RunInForce.current)
+            yield Publisher(config, names, bus, store, producer, runs, max(runs.rev, mirror.rev if mirror else 0))
     finally:
         producer.close()
 
@@ -191,15 +234,6 @@ def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consume
 def cluster_topics(bus: Bus, names: Names) -> list[str]:
     """Return the cluster topics there are."""
     return [topic for topic in bus.topics() if names.cluster_of(topic)]
-
-
-def _read_past(config: Config, names: Names, bus: Bus, store: Store, producer: Producer, runs: RunsTopic) -> Publisher:
-    mirror = store.get(RunInForce, RunInForce.current)
-    publisher = Publisher(config, names, bus, store, producer, {}, runs, max(runs.rev, mirror.rev if mirror else 0))
-    for entry in changes(read_to_end(bus, [names.members]), LedgerEntry):
-        update(publisher.ledger, entry)
-        publisher.rev = max(publisher.rev, entry.rev)
-    return publisher
 
 
 def _pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -88,9 +88,6 @@ def published(run: Run, sizes: Mapping[str, int] | None = None, ends: Offsets | 
     ends : Offsets, optional
         Up to where the cluster topics must be read for a consistent view.
     """
-    offsets: dict[str, dict[str, int]] = {}
-    for (topic, partition), end in sorted((ends or {}).items()):
-        offsets.setdefault(topic, {})[str(partition)] = end
     planned = {cluster.cluster_id: cluster.size for cluster in run.clusters}
     return PublishedRun(
         **run.model_dump(
@@ -100,5 +97,13 @@ def published(run: Run, sizes: Mapping[str, int] | None = None, ends: Offsets | 
         descriptions={one.cluster_id: one.description for one in run.clusters if one.description},
         sizes=planned if sizes is None else {**dict.fromkeys(planned, 0), **sizes},
         published=ends is not None,
-        offsets=offsets,
+        offsets=offsets_by_topic(ends or {}),
     )
+
+
+def offsets_by_topic(offsets: Offsets) -> dict[str, dict[str, int]]:
+    """Return offsets as the topic has them: topic → partition → offset."""
+    found: dict[str, dict[str, int]] = {}
+    for (topic, partition), offset in sorted(offsets.items()):
+        found.setdefault(topic, {})[str(partition)] = offset
+    return found

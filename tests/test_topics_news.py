@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import running
 from topics_library import World, add_run, opened, settings
 
 from core.bus import Bus, Consumer, Message
 from core.errors import BackendError, ConfigError
 from core.names import Names
-from topics.subscribe import members, news
+from topics.news import News, batches, members, subscribe
 
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02"}
 
@@ -29,9 +32,14 @@ def publish(world: World, clusters: dict[str, str]) -> None:
     world.publish()
 
 
+def news(world: World, group: str) -> list[News]:
+    """Return all that is new to a group."""
+    return list(chain.from_iterable(batches(world.bus, world.names, "c01", group)))
+
+
 def new_to(world: World, group: str) -> list[tuple[str, bool]]:
     """Return track_id and whether it is there, for all that is new to a group."""
-    return sorted((new.track_id, new.member is not None) for new in news(world.bus, world.names, "c01", group))
+    return sorted((new.track_id, new.member is not None) for new in news(world, group))
 
 
 def test_members_are_those_that_the_cluster_has_now(world: World) -> None:
@@ -54,7 +62,7 @@ def test_an_unknown_cluster_is_answered_with_those_there_are(world: World, unkno
     with pytest.raises(ConfigError, match="c01, c02"):
         members(world.bus, world.names, unknown)
     with pytest.raises(ConfigError, match="c01, c02"):
-        news(world.bus, world.names, unknown, "player")
+        batches(world.bus, world.names, unknown, "player")
 
 
 def test_before_the_first_publication_the_error_names_the_command(world: World) -> None:
@@ -96,7 +104,7 @@ class TestNews:
 
     def test_what_a_caller_has_not_finished_is_delivered_again(self, world: World) -> None:
         publish(world, FIRST)
-        stopped = news(world.bus, world.names, "c01", "player")
+        stopped = batches(world.bus, world.names, "c01", "player")
         next(stopped)
         stopped.close()
         assert len(new_to(world, "player")) == 3
@@ -153,7 +161,7 @@ class TestFollowing:
             assert time.monotonic() < deadline
             return wanted <= seen
 
-        for new in news(bus or world.bus, world.names, "c01", group, until):
+        for new in chain.from_iterable(batches(bus or world.bus, world.names, "c01", group, until)):
             seen.add((new.track_id, new.member is not None))
             yield new.track_id, new.member is not None
 
@@ -200,8 +208,75 @@ class TestFollowing:
         broken = world.bus if call == "ends" else consumer
         monkeypatch.setattr(broken, call, fail)
         monkeypatch.setattr(world.bus, "consumer", lambda *_, **__: consumer)
-        found = news(world.bus, world.names, "c01", "player", lambda: caplog.text.count("trying again") > 5)
-        assert {new.track_id for new in found} == (set("abc") if call == "commit" else set())
+        found = batches(world.bus, world.names, "c01", "player", lambda: caplog.text.count("trying again") > 5)
+        assert {new.track_id for batch in found for new in batch} == (set("abc") if call == "commit" else set())
+
+
+def subscribed(world: World, group: str | None = None, **options: Any) -> Generator[list[News], None, None]:
+    return subscribe(world.config.bus.url, "c01", group, prefix=world.names.prefix, **options)
+
+
+def ids(batches: Iterable[list[News]]) -> list[str]:
+    return [new.track_id for batch in batches for new in batch]
+
+
+class TestSubscribe:
+    def test_without_a_group_the_members_there_are_now_come_the_most_typical_first(self, world: World) -> None:
+        add_run(world.store, FIRST | {"e": "c01"}, {"a": 0.2, "b": 0.9, "c": 0.5})
+        world.publish()
+        publish(world, FIRST)
+        add_run(world.store, FIRST, {"a": 0.2, "b": 0.9, "c": 0.5})
+        world.publish()
+        found = list(subscribed(world, batch=2))
+        assert [[new.track_id for new in batch] for batch in found] == [["b", "c"], ["a"]]
+        assert all(new.member and new.member.title == f"Title of {new.track_id}" for batch in found for new in batch)
+
+    def test_two_groups_get_the_same_each_at_its_own_pace(self, world: World) -> None:
+        publish(world, FIRST)
+        assert sorted(ids(subscribed(world, "one"))) == ["a", "b", "c"]
+        publish(world, FIRST | {"d": "c01"})
+        assert "d" in (late := ids(subscribed(world, "one")))
+        assert set("abcd") == set(ids(subscribed(world, "two"))) > set(late) - set("abc")
+        assert ids(subscribed(world, "one")) == ids(subscribed(world, "two")) == []
+
+    def test_a_group_that_follows_gets_what_is_published_later(self, world: World) -> None:
+        publish(world, FIRST)
+        following = subscribed(world, "player", follow=True)
+        seen: set[Change] = set()
+        while not seen >= MEMBERS:
+            seen |= {(new.track_id, new.member is not None) for new in next(following)}
+        publish(world, FIRST | {"a": "c02", "d": "c01"})
+        while not seen >= MOVES:
+            seen |= {(new.track_id, new.member is not None) for new in next(following)}
+        following.close()
+
+    def test_a_subscriber_that_is_killed_between_two_batches_gets_the_second_again(self, world: World) -> None:
+        publish(world, FIRST)
+        program = f"""
+import topics
+for (new,) in topics.subscribe({world.config.bus.url!r}, "c01", "player", batch=1, prefix={world.names.prefix!r}):
+    input(new.track_id + "\\n")
+"""
+        with running(sys.executable, "-c", program, seconds=60, stdin=subprocess.PIPE, bufsize=1) as process:
+            assert process.stdout
+            assert process.stdin
+            first = process.stdout.readline().strip()
+            process.stdin.write("go on\n")
+            second = process.stdout.readline().strip()
+            process.kill()
+            process.wait()
+        again = ids(subscribed(world, "player"))
+        assert second in again
+        assert sorted([first, *again]) == ["a", "b", "c"]
+
+    def test_an_unknown_cluster_is_one_clear_error_that_names_those_there_are(self, world: World) -> None:
+        publish(world, FIRST)
+        with pytest.raises(ConfigError, match=r"no cluster 'c99' on .*; there are c01, c02"):
+            list(subscribe(world.config.bus.url, "c99", prefix=world.names.prefix))
+
+    def test_a_batch_of_nothing_is_refused(self, world: World) -> None:
+        with pytest.raises(ConfigError, match="batch: 0"):
+            list(subscribed(world, batch=0))
 
 
 def test_prefixes_keep_two_installations_on_one_bus_apart(world: World) -> None:
