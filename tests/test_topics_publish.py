@@ -525,7 +525,7 @@ class TestDeath:
         world.publish()
         add_run(world.store, dict.fromkeys(FIRST, "c03"))
         with pytest.raises(JobDiedError):
-            world.publish(Mortal(world.bus, 12))
+            world.publish(Mortal(world.bus, 15))
         assert world.said() != FIRST
         world.publish(run_id=run.run_id)
         assert world.said() == FIRST
