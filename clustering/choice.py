@@ -8,11 +8,13 @@ import numpy as np
 
 from clustering import measures
 from clustering.assign import nearest
-from clustering.centres import SAMPLE_ROWS, start_centres
+from clustering.centres import start_centres
 from clustering.space import Matrix
 from core.jobs import Progress, Watch, ignore
 from core.records import Trial
 
+SAMPLE_ROWS = 10_000
+"""On which every number is tried; `measures.SAMPLE_ROWS` of them are looked at for the silhouette."""
 LEAST, MOST = 5, 50
 MEAN_SIZE = 10
 """Tracks that a cluster must have on average."""
@@ -41,7 +43,7 @@ def tried(
     Parameters
     ----------
     X : ndarray, shape (n, d)
-        Rows in order of their `track_id`; a sample of at most 20,000 of them is used.
+        Rows in order of their `track_id`; a sample of at most 10,000 of them is used.
     numbers : sequence of int
         Each at most n / 2.
     n_init, random_state : int

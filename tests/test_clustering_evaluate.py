@@ -94,6 +94,12 @@ def test_the_run_in_force_goes_before_the_latest(store: SQLiteStore) -> None:
     assert evaluate(CONFIG, "genre", store=store).settings[0].setting == first
 
 
+def test_a_number_of_clusters_that_is_chosen_can_be_tried_beside_one_that_is_given(store: SQLiteStore) -> None:
+    store.upsert(catalogue(70, kinds=6))
+    tried = ["clustering.n_clusters=auto", "clustering.n_clusters=5"]
+    assert [one.n_clusters for one in evaluate(Config(), "genre", tried, store=store).settings] == [6, 5]
+
+
 def test_a_grid_of_settings_is_fitted_anew_and_nothing_is_written(store: SQLiteStore) -> None:
     store.upsert(catalogue())
     seen: list[Progress] = []

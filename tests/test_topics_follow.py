@@ -96,7 +96,7 @@ def until(is_so: Callable[[], object]) -> None:
 
 
 def in_force(world: World) -> str | None:
-    with RunsTopic(world.bus, world.names) as topic:
+    with closing(RunsTopic(world.bus, world.names)) as topic:
         return topic.in_force.run_id if topic.in_force else None
 
 
@@ -265,7 +265,7 @@ class TestBeginning:
         add_run(world.store, FIRST)
         world.publish()
         later = add_run(world.store, FIRST | {"a": "c02"})
-        with RunsTopic(world.bus, world.names) as topic:
+        with closing(RunsTopic(world.bus, world.names)) as topic:
             topic.request(later)
         with following(world):
             until(lambda: in_force(world) == later.run_id)
@@ -350,7 +350,7 @@ class TestOnePublisher:
     def test_a_request_that_another_publication_overtook_is_no_longer_one(self, world: World) -> None:
         first = add_run(world.store, FIRST)
         world.publish()
-        with RunsTopic(world.bus, world.names) as topic:
+        with closing(RunsTopic(world.bus, world.names)) as topic:
             topic.request(first)
         later = add_run(world.store, FIRST | {"a": "c02"})
         world.publish()
@@ -369,7 +369,7 @@ class TestOnePublisher:
 
 
 def requested(world: World) -> list[str]:
-    with RunsTopic(world.bus, world.names) as topic:
+    with closing(RunsTopic(world.bus, world.names)) as topic:
         return [run.run_id for run in topic.requested()]
 
 
@@ -393,7 +393,7 @@ def test_the_offsets_of_a_run_are_those_of_a_consistent_view(world: World) -> No
     run = add_run(world.store, FIRST)
     with following(world):
         until(routed(world, "f", "c02"))
-    with RunsTopic(world.bus, world.names) as topic:
+    with closing(RunsTopic(world.bus, world.names)) as topic:
         named = topic.runs[run.run_id].offsets
     ends = world.bus.ends(list(named))
     assert {TopicPartition(name, int(n)): end for name, found in named.items() for n, end in found.items()} == ends

@@ -49,6 +49,7 @@ def update(values: dict[str, V], change: Change[V]) -> None:
     if change.value is None:
         values.pop(change.key, None)
     else:
+        values.pop(change.key, None)  # what changed last comes last
         values[change.key] = change.value
 
 
@@ -68,6 +69,8 @@ class Latest(Generic[V]):
         """The last value of each key; another dict after each refresh."""
         self.ends: Offsets = {}
         """How far was read, at least."""
+        self.rev = 0
+        """The highest."""
         self._read: dict[str, V] = {}
         """As far as was read, be it not to the end."""
         self._kind = kind
@@ -81,6 +84,10 @@ class Latest(Generic[V]):
         """
         self._patiently(self._read_on)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
     def _read_on(self) -> None:
         try:
             self._consumer.rewind()
@@ -89,6 +96,7 @@ class Latest(Generic[V]):
                 for message in self._consumer.poll():
                     for change in changes([message], self._kind(message)):
                         update(self._read, change)
+                        self.rev = max(self.rev, change.rev)
                 self._consumer.commit()
         except MadeAnewError:
             self._read = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import closing
 
 from clustering.runs import latest_run, require_published_runs, require_run
 from core.bus import Bus
@@ -91,11 +92,12 @@ def ask(config: Config, run: Run, *, store: Store, bus: Bus, progress: Watch) ->
     started = time.monotonic()
     names = Names(config.topics.prefix)
     log.info("run %s: `murmur publish --follow` is at work, and is asked for it", run.run_id)
-    with RunsTopic(bus, names) as topic:
+    with closing(RunsTopic(bus, names)) as topic:
         topic.request(run)
         looked = time.monotonic()
         while (answer := topic.runs[run.run_id]).requested:
-            topic.refresh(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
+            topic.refresh()
             if time.monotonic() - looked > LOOK_SECONDS:
                 if not bus.has_members(names.follow_group):
                     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -91,6 +91,7 @@ class Publisher:
         """Answer a request with the reason why it cannot be done."""
         with self.producer.transaction():
             self._mark(self.runs.runs[run_id].model_copy(update={"requested": False, "refused": reason}))
+        self.runs.refresh()
 
     def lacks_topics(self) -> bool:
         """Return whether a topic is gone to which something was sent."""
@@ -186,12 +187,12 @@ class Publisher:
             done = {"changes": dict(tally), "input_digest": input_digest}
             self._mark(published(run, sizes, ends).model_copy(update=done))
             for other in self.runs.requested():
-                self._mark(other.model_copy(update={"requested": False}))
-        self.runs.in_force = in_force
+                if other.run_id != run.run_id:
+                    self._mark(other.model_copy(update={"requested": False}))
+        self.runs.refresh()
 
     def _mark(self, run: PublishedRun) -> None:
         self._send(run.feature_set, self.names.runs, PublishedRun, run.run_id, run)
-        self.runs.runs[run.run_id] = run
 
     def _send_change(self, feature_set: str, change: Due) -> None:
         if change.tombstone:
@@ -224,7 +225,7 @@ def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consume
     bus.create_topics(config.topics.of_clusters([]))
     producer = bus.producer(names.publisher, commits=commits)  # what is read from here on stays true
     try:
-        with RunsTopic(bus, names) as runs:
+        with closing(RunsTopic(bus, names)) as runs:
             mirror = store.get(RunInForce, RunInForce.current)
             yield Publisher(config, names, bus, store, producer, runs, max(runs.rev, mirror.rev if mirror else 0))
     finally:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from types import TracebackType
-from typing import Self
 
 from core.bus import Bus, Message, Offsets
 from core.names import CURRENT, Names, cloud_event
-from core.records import PublishedRun, Run, RunInForce, next_rev
-from topics.fold import changes, update
+from core.records import PublishedRun, Run, RunInForce, Value, next_rev
+from topics.fold import Latest
 
 
 class RunsTopic:
-    """What the topic says, as far as it was read.
+    """What the topic said when it was last refreshed.
 
     Parameters
     ----------
@@ -24,37 +22,29 @@ class RunsTopic:
     """
 
     def __init__(self, bus: Bus, names: Names) -> None:
-        self.runs: dict[str, PublishedRun] = {}
-        self.in_force: RunInForce | None = None
-        self.rev = 0
-        """The highest."""
-        self._bus, self._names = bus, names
-        self._consumer = bus.consumer([names.runs])
-        while not self._consumer.at_end():
-            self.refresh(1.0)
+        self._bus, self._topic = bus, names.runs
+        self._latest: Latest[Value] = Latest(bus, names.runs, _kind)
+        self.refresh()
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def runs(self) -> dict[str, PublishedRun]:
+        """By `run_id`; the one that was written last is the last."""
+        return {key: run for key, run in self._latest.values.items() if isinstance(run, PublishedRun)}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._consumer.close()
+    @property
+    def in_force(self) -> RunInForce | None:
+        """The run in force; None before the first is."""
+        current = self._latest.values.get(CURRENT)
+        return current if isinstance(current, RunInForce) else None
 
-    def refresh(self, seconds: float = 0.0) -> None:
-        """Read on; wait so long for something new."""
-        self._take(self._consumer.poll(seconds))
+    @property
+    def rev(self) -> int:
+        """The highest that was read."""
+        return self._latest.rev
 
-    def request(self, run: Run) -> None:
-        """Ask the follower to put a run in force."""
-        known = self.runs.get(run.run_id) or published(run)
-        asked = known.model_copy(update={"requested": True, "refused": ""})
-        self.rev = next_rev(self.rev)
-        with closing(self._bus.producer()) as producer:
-            headers = cloud_event(PublishedRun.__name__, run.run_id, self.rev, run.feature_set)
-            producer.send(self._names.runs, run.run_id.encode(), asked.to_json(), headers)
-            producer.flush()
-        self.runs[run.run_id] = asked
+    def refresh(self) -> None:
+        """Read on to the end there is now; a broken connection is waited for, two minutes at most."""
+        self._latest.refresh()
 
     def requested(self) -> list[PublishedRun]:
         """Return the runs that the follower is asked for, the latest request last."""
@@ -65,16 +55,19 @@ class RunsTopic:
         known = self.runs.get(run_id)
         return bool(known and known.published and self.in_force and self.in_force.run_id == run_id)
 
-    def _take(self, messages: Iterable[Message]) -> None:
-        for message in messages:
-            if message.key == CURRENT.encode():
-                for current in changes([message], RunInForce):
-                    self.in_force, self.rev = current.value, max(self.rev, current.rev)
-            else:
-                for run in changes([message], PublishedRun):
-                    self.runs.pop(run.key, None)  # the last word comes last
-                    update(self.runs, run)
-                    self.rev = max(self.rev, run.rev)
+    def request(self, run: Run) -> None:
+        """Ask the follower to put a run in force."""
+        known = self.runs.get(run.run_id) or published(run)
+        asked = known.model_copy(update={"requested": True, "refused": ""})
+        headers = cloud_event(PublishedRun.__name__, run.run_id, next_rev(self.rev), run.feature_set)
+        with closing(self._bus.producer()) as producer:
+            producer.send(self._topic, run.run_id.encode(), asked.to_json(), headers)
+            producer.flush()
+        self.refresh()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._latest.close()
 
 
 def published(run: Run, sizes: Mapping[str, int] | None = None, ends: Offsets | None = None) -> PublishedRun:
@@ -107,3 +100,7 @@ def offsets_by_topic(offsets: Offsets) -> dict[str, dict[str, int]]:
     for (topic, partition), offset in sorted(offsets.items()):
         found.setdefault(topic, {})[str(partition)] = offset
     return found
+
+
+def _kind(message: Message) -> type[Value]:
+    return RunInForce if message.key == CURRENT.encode() else PublishedRun

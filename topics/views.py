@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from core.bus import Bus, Message, open_bus
-from core.names import CURRENT, Names
-from core.records import Member, PublishedRun, RunInForce, Value
+from core.bus import Bus, open_bus
+from core.names import Names
+from core.records import Member, PublishedRun
 from topics.fold import Latest
 from topics.news import News, require_topic
+from topics.runs import RunsTopic
 
 
 def view(url: str, cluster: str, prefix: str = "") -> View:
@@ -52,7 +53,7 @@ class View(Mapping[str, Member]):
         self._bus = bus
         self._cluster_id = cluster_id
         self._topic = require_topic(bus, names, cluster_id)
-        self._runs = Latest(bus, names.runs, _kind_of_run)
+        self._runs = RunsTopic(bus, names)
         self._members = Latest(bus, self._topic, lambda _: Member)
         self._run: PublishedRun | None = None
         self.refresh()
@@ -110,9 +111,9 @@ class View(Mapping[str, Member]):
 
     def _agreed(self) -> PublishedRun | None:
         """Return the run in force if the topic was read as far as that names."""
-        current = self._runs.values.get(CURRENT)
-        run = self._runs.values.get(current.run_id) if isinstance(current, RunInForce) else None
-        if not isinstance(run, PublishedRun):
+        current = self._runs.in_force
+        run = self._runs.runs.get(current.run_id) if current else None
+        if run is None:
             return None
         offsets = run.offsets.get(self._topic, {})
         there = all(end >= offsets.get(str(at.partition), 0) for at, end in self._members.ends.items())
@@ -121,16 +122,11 @@ class View(Mapping[str, Member]):
     def _lineage(self) -> list[PublishedRun]:
         """Return the run in force and those that it goes back to, the earliest first."""
         line: list[PublishedRun] = []
-        left, run = dict(self._runs.values), self._run
+        left, run = self._runs.runs, self._run
         while run:
             line.append(run)
-            former = left.pop(run.former or "", None)
-            run = former if isinstance(former, PublishedRun) else None
+            run = left.pop(run.former or "", None)
         return line[::-1]
-
-
-def _kind_of_run(message: Message) -> type[Value]:
-    return RunInForce if message.key == CURRENT.encode() else PublishedRun
 
 
 def _differences(former: Mapping[str, Member], now: Mapping[str, Member]) -> list[News]:
