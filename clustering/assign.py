@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clustering.space import Matrix
+from clustering.space import Matrix, blocks
 from core.names import UNCLUSTERED
 from core.records import Cluster
 
@@ -33,14 +33,19 @@ class Assigned(NamedTuple):
 
 def nearest(X: Matrix, centres: Matrix) -> Labels:
     """Return for each of the (n, d) rows the index of the nearest centre, the first of equals."""
-    labels: Labels = (np.square(centres).sum(axis=1) - 2 * X @ centres.T).argmin(axis=1)
-    return labels
+    norms = np.square(centres).sum(axis=1)
+    return np.concatenate([(norms - 2 * X[rows] @ centres.T).argmin(axis=1) for rows in blocks(len(X))])
 
 
 def distances_to(X: Matrix, centres: Matrix) -> Matrix:
     """Return the (n,) Euclidean distances of rows to one centre, or each to its own."""
     distances: Matrix = np.sqrt(np.square(X - centres).sum(axis=-1))
     return distances
+
+
+def distances_within(X: Matrix, centres: Matrix, labels: Labels) -> Matrix:
+    """Return the (n,) Euclidean distances of rows to the centres of their clusters."""
+    return np.concatenate([distances_to(X[rows], centres[labels[rows]]) for rows in blocks(len(X))])
 
 
 def scale(radii: Matrix | float) -> Matrix:
@@ -71,7 +76,7 @@ def assign(clusters: Sequence[Cluster], X: Matrix) -> Assigned:
     """
     centres = np.array([cluster.centre for cluster in clusters]).reshape(len(clusters), -1)
     labels = nearest(X, centres)
-    distances = distances_to(X, centres[labels])
+    distances = distances_within(X, centres, labels)
     return Assigned(labels, distances, score(distances, np.array([cluster.radius for cluster in clusters])[labels]))
 
 

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from clustering.assign import Labels, nearest
-from clustering.space import Matrix
+from clustering.space import Matrix, blocks
 from core.errors import ConfigError
 
 SAMPLE_ROWS = 20_000
 MAX_ITERATIONS = 300
 EPSILON = 1e-9
 """Lloyd's algorithm ends once no centre moves farther; one track that changes sides moves them more."""
-
-
-def count_distinct(vectors: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Return how many tracks differ in any value of any group."""
-    return len({tuple(row.tobytes() for row in rows) for rows in zip(*vectors.values(), strict=True)})
 
 
 def choose_n_clusters(n_tracks: int, n_distinct: int, n_clusters: int | None = None) -> int:
@@ -85,9 +77,8 @@ def continued_centres(X: Matrix, former: Labels, n_clusters: int, *, n_init: int
     ndarray, shape (n_clusters, d)
         In the order of the former clusters; fewer only where no further row differs from all centres.
     """
-    known = former >= 0
-    sizes = np.bincount(former[known])
-    centres = means(X[known], former[known], np.zeros((len(sizes), X.shape[1])))
+    sizes = np.bincount(former[former >= 0])
+    centres = means(X, former, np.zeros((len(sizes), X.shape[1])))
     alive = np.flatnonzero(sizes)
     useful = alive[np.unique(nearest(X, centres[alive]))]
     kept = useful[np.argsort(-sizes[useful], kind="stable")[:n_clusters]]
@@ -120,10 +111,12 @@ def added_centres(X: Matrix, centres: Matrix, n_clusters: int, *, n_init: int, r
 
 
 def means(X: Matrix, labels: Labels, centres: Matrix) -> Matrix:
-    """Return the (k, d) means of the members; a centre without members keeps its place."""
-    sizes = np.bincount(labels, minlength=len(centres))
+    """Return the (k, d) means of the members; a centre without members keeps its place, a label of −1 is no member."""
+    sizes = np.bincount(labels[labels >= 0], minlength=len(centres))
     sums = np.zeros_like(centres)
-    np.add.at(sums, labels, X)
+    for rows in blocks(len(X)):
+        known = labels[rows] >= 0
+        np.add.at(sums, labels[rows][known], X[rows][known])
     return np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres)
 
 

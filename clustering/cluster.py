@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from clustering import choice
-from clustering.assign import Labels, distances_to, nearest
+from clustering.assign import Labels, distances_within, nearest
 from clustering.centres import (
     SAMPLE_ROWS,
     choose_n_clusters,
     continued_centres,
-    count_distinct,
     means,
     start_centres,
 )
 from clustering.describe import describe
-from clustering.engine import open_engine
+from clustering.engine import Engine, open_engine
 from clustering.identity import identify, trace
-from clustering.library import Library, current_revs, digest_of, read_library
+from clustering.library import Library, current_revs, digest_of
 from clustering.measures import agreement, classes, shape
 from clustering.members import Former, members, number, recall
 from clustering.place import place, store_all
@@ -38,7 +37,7 @@ from clustering.runs import (
     require_run,
     run_in_force,
 )
-from clustering.space import Matrix, declare, transform
+from clustering.space import Matrix
 from core.blocks import PROFILES
 from core.bus import Bus
 from core.config import Config
@@ -172,13 +171,15 @@ def _run(
         log.info("%s is up to date: same tracks, settings and seed", latest.run_id)
         new, written, unreadable, lineage = latest, 0, len(revs) - latest.n_tracks, Lineage()
     else:
-        groups = model.space if model else declare(config.clustering.groups)
-        library = read_library(store, config.feature_set, groups, len(revs), progress, fields=METADATA)
         before = run_in_force(store) or latest
-        _warn(config, library, before, model, others)
-        new, fitted = make(config, store, bus, library, before=before, model=model, fresh=fresh, progress=progress)
+        space = model.space if model else None
+        with open_engine(config, store, len(revs), METADATA, space=space, progress=progress) as (library, engine):
+            _warn(config, library, before, model, others)
+            new, fitted = make(
+                config, store, bus, library, engine, before=before, model=model, fresh=fresh, progress=progress
+            )
+            written = write(store, new, assignments(new, library, fitted, progress), confirm, progress)
         unreadable, lineage = library.unreadable, new.lineage
-        written = write(store, new, assignments(new, library, fitted, progress), confirm, progress)
         purge_runs(store, config.clustering.keep_runs)
         log.info("%s: %d tracks in %d clusters", new.run_id, new.n_tracks, len(new.clusters))
     return ClusterReport(
@@ -203,6 +204,7 @@ def make(
     store: Store,
     bus: Bus,
     library: Library,
+    engine: Engine,
     *,
     before: Run | None = None,
     model: Run | None = None,
@@ -211,7 +213,7 @@ def make(
 ) -> tuple[Run, Fit]:
     """Fit a library, name the clusters, and trace what became of those `before`; `model` is the run to be like."""
     former = recall(library.track_ids, members(store, before) if before else {})
-    fitted = fit(config, library, begin(config, former, before=before, model=model, fresh=fresh), progress)
+    fitted = fit(config, library, engine, begin(config, former, before=before, model=model, fresh=fresh), progress)
     namesake = recall(library.track_ids, members(store, model)) if model else former
     settings = model.settings_digest if model else settings_digest(config)
     highest = _highest(store, bus, Names(config.topics.prefix), library.input_digest, settings)
@@ -257,16 +259,15 @@ def begin(config: Config, former: Former, *, before: Run | None, model: Run | No
     return Start(before if kept else None, former.labels, before.n_clusters)
 
 
-def fit(config: Config, library: Library, start: Start = COLD, progress: Watch = ignore) -> Fit:
+def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, progress: Watch = ignore) -> Fit:
     """Fit the space and the clusters of a library; what both engines and the driver do is here."""
     progress(Progress("fit", 0, None))
-    with open_engine(config, library.vectors) as engine:
-        space = start.kept.space if start.kept else engine.fit_space()
-        X = transform(space, library.vectors)
-        n_clusters, trials = settle(config, library, start, X, progress)
-        first = centres = start_from(config, start, X, n_clusters)
-        if X.shape[1] > 0:
-            centres = engine.fit_centres(space, centres)
+    space = start.kept.space if start.kept else engine.fit_space()
+    X = engine.place(space)
+    n_clusters, trials = settle(config, library, start, X, progress)
+    first = centres = start_from(config, start, X, n_clusters)
+    if X.shape[1] > 0:
+        centres = engine.fit_centres(space, centres)
     centres = means(X, nearest(X, centres), centres)
     used, labels = np.unique(nearest(X, centres), return_inverse=True)
     return Fit(start.kept, space, X, trials, first, labels, centres[used])
@@ -276,7 +277,7 @@ def settle(
     config: Config, library: Library, start: Start, X: Matrix, progress: Watch = ignore
 ) -> tuple[int, list[Trial]]:
     """Return how many clusters there are to be, and what was tried to find out."""
-    settings, n_distinct = config.clustering, count_distinct(library.vectors)
+    settings, n_distinct = config.clustering, library.n_distinct
     if start.centres is not None:
         return len(start.centres), []
     if settings.n_clusters != "auto":
@@ -309,8 +310,7 @@ def gaps(fitted: Fit, former: Former) -> Matrix:
     """Return the (n_former, k) distances from the means of former clusters to the centres, in the new space."""
     from scipy.spatial.distance import cdist
 
-    known = former.labels >= 0
-    middles = means(fitted.X[known], former.labels[known], np.zeros((len(former.ids), fitted.X.shape[1])))
+    middles = means(fitted.X, former.labels, np.zeros((len(former.ids), fitted.X.shape[1])))
     distances: Matrix = cdist(middles, fitted.centres)
     return distances
 
@@ -320,7 +320,7 @@ def describe_run(
 ) -> Run:
     """Return the run, not complete yet; its clusters are sorted by id."""
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
-    distances = distances_to(fitted.X, fitted.centres[fitted.labels])
+    distances = distances_within(fitted.X, fitted.centres, fitted.labels)
     descriptions = describe(fitted.labels, distances, library.sounds, library.metadata)
     run_id, now = next_run_id(store, f"{library.input_digest} {settings}")
     return Run(

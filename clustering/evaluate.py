@@ -11,11 +11,12 @@ import numpy as np
 
 from clustering.assign import Labels, assign
 from clustering.cluster import check, fit
-from clustering.library import Library, read_library
+from clustering.library import LoadedLibrary, read_library
 from clustering.measures import MIN_CLASS, Accuracy, Classes, Codes, agreement, classes, encode, hubs, knn_accuracy
 from clustering.ranking import points, recommend
 from clustering.recordings import VARIOUS
 from clustering.runs import latest_run, run_in_force
+from clustering.sklearn_engine import SklearnEngine
 from clustering.space import Declared, Matrix, declare, layouts, transform
 from core.config import Config, parse_config
 from core.errors import ConfigError
@@ -71,7 +72,7 @@ class Evaluation:
 class Labelled(NamedTuple):
     """A library and what the catalogue says of it."""
 
-    library: Library
+    library: LoadedLibrary
     classes: Classes
     apart: list[Codes]
     """Of the artist and of the album, as far as they are no neighbours of their own."""
@@ -174,7 +175,7 @@ def _tried(
         groups = declare(setting.clustering.groups)
         if found is None or layout != layouts(groups):
             layout, found = layouts(groups), _read(store, config.feature_set, groups, label, progress)
-        fitted = fit(setting, found.library)
+        fitted = fit(setting, found.library, SklearnEngine(found.library.vectors, groups))
         yield found.classes, _evaluate(name, found, fitted.X, fitted.labels, setting.clustering.random_state)
         progress(Progress("evaluate", done + 1, len(settings)))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from clustering.describe import sounds
 from clustering.recordings import RECORDING, Recordings, recording
@@ -21,24 +22,27 @@ log = logging.getLogger(__name__)
 
 UNCLUSTERABLE = frozenset({"silent", "too_short"})
 """Flags of tracks that have no place in the space."""
+READ = ("track_id", "rev", "features", "duration", "artist")
+"""What a library reads of each track, beside its metadata."""
 TELL_EVERY = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A copy of what is clustered; rows in order of the `track_id`."""
+    """What is known of a copy of what is clustered, beside its vectors; rows in order of the `track_id`."""
 
     revs: dict[str, int]
     """Track id → its revision, of the tracks that have a row."""
-    vectors: Vectors
     sounds: Matrix
     """(n, n_scales), from `describe.sounds`."""
     recordings: Recordings
-    metadata: list[Document]
+    metadata: Sequence[Document]
     """What was asked for of each row's track."""
     input_digest: str
     unreadable: int
     """Tracks left out because their features do not fit this version."""
+    n_distinct: int
+    """How many rows differ in any value of their vectors."""
 
     @property
     def track_ids(self) -> list[str]:
@@ -46,9 +50,19 @@ class Library:
         return list(self.revs)
 
 
-def clusterable(store: Store, feature_set: str, fields: Sequence[str]) -> Iterator[Document]:
-    """Stream the clusterable tracks in order of the `track_id`."""
-    for track in store.scan(Track, fields=[*fields, "flags"], where={"feature_set": feature_set}):
+@dataclass(frozen=True, slots=True)
+class LoadedLibrary(Library):
+    """A library with its vectors in the memory of this process."""
+
+    vectors: Vectors
+
+
+def clusterable(
+    store: Store, feature_set: str, fields: Sequence[str], *, after: str = "", until: str | None = None
+) -> Iterator[Document]:
+    """Stream the clusterable tracks in order of the `track_id`, or those above one up to another."""
+    where = {"feature_set": feature_set}
+    for track in store.scan(Track, fields=[*fields, "flags"], where=where, after=after, until=until):
         if UNCLUSTERABLE.isdisjoint(track["flags"]):
             yield track
 
@@ -80,7 +94,7 @@ def read_library(
     progress: Watch,
     *,
     fields: Sequence[str] = (),
-) -> Library:
+) -> LoadedLibrary:
     """Read the clusterable tracks once, with the columns of some groups; `total` is how many there are.
 
     Raises
@@ -91,7 +105,7 @@ def read_library(
     slots, rows, heard, recordings, metadata = layouts(groups), [], [], [], []
     read: dict[str, int] = {}
     placed: dict[str, int] = {}
-    for track in clusterable(store, feature_set, ["track_id", "rev", "features", "duration", "artist", *fields]):
+    for track in clusterable(store, feature_set, [*READ, *fields]):
         read[track["track_id"]] = track["rev"]
         if row := row_of(track, slots):
             placed[track["track_id"]] = track["rev"]
@@ -102,14 +116,32 @@ def read_library(
         if len(read) % TELL_EVERY == 0 and len(read) < total:
             progress(Progress("read", len(read), total, len(read) - len(placed)))
     if not placed:
-        raise ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")
-    progress(Progress("read", len(read), len(read), len(read) - len(placed)))
-    return Library(
-        placed,
-        stack(rows),
-        np.array(heard),
-        np.array(recordings, dtype=RECORDING),
-        metadata,
-        digest_of(read),
-        len(read) - len(placed),
+        raise nothing_fits(store)
+    unreadable = len(read) - len(placed)
+    progress(Progress("read", len(read), len(read), unreadable))
+    vectors = stack(rows)
+    return LoadedLibrary(
+        revs=placed,
+        sounds=np.array(heard),
+        recordings=np.array(recordings, dtype=RECORDING),
+        metadata=metadata,
+        input_digest=digest_of(read),
+        unreadable=unreadable,
+        n_distinct=count_distinct(vectors),
+        vectors=vectors,
     )
+
+
+def count_distinct(vectors: Vectors) -> int:
+    """Return how many tracks differ in any value of any group."""
+    return len({vectors_digest(rows) for rows in zip(*vectors.values(), strict=True)})
+
+
+def vectors_digest(rows: Iterable[npt.NDArray[np.float32]]) -> str:
+    """Return what is equal for tracks whose vectors, one of each group, are equal."""
+    return digest(b"".join(row.tobytes() for row in rows))
+
+
+def nothing_fits(store: Store) -> ConfigError:
+    """Return the error of a library without a vector."""
+    return ConfigError(f"{store.url}: no track has features that fit; run `murmur run AUDIO_DIR`")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from clustering.assign import Labels
 from core.blocks import BLOCKS
+from core.names import digest
 from core.store import Document
 
 MAX_DURATION_DIFFERENCE = 1.0
@@ -30,7 +31,8 @@ def recording(track: Document) -> tuple[float, Any, int]:
     """Return what tells a track's copies and its artist, in the order of `RECORDING`."""
     timbre = track["features"].get("mfcc", {}).get("mean", ())
     known = len(timbre) == BLOCKS["mfcc"].rows
-    return track["duration"], timbre if known else np.nan, hash(one_artist(track))  # of nothing it is 0
+    artist = one_artist(track).encode()
+    return track["duration"], timbre if known else np.nan, int(digest(artist)[:15], 16) if artist else 0
 
 
 def one_artist(track: Document) -> str:

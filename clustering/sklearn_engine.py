@@ -22,6 +22,10 @@ class SklearnEngine:
         """Fit every group; see `engine.Engine`."""
         return [fit_group(group, partial(moments_by_block, self._vectors[group.name])) for group in self._groups]
 
+    def place(self, space: list[Group]) -> Matrix:
+        """Return the coordinates; see `engine.Engine`."""
+        return transform(space, self._vectors)
+
     def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
         """Run Lloyd's algorithm; see `engine.Engine`.
 
@@ -30,7 +34,7 @@ class SklearnEngine:
         """
         from sklearn.metrics import pairwise_distances_argmin
 
-        X, centres = transform(space, self._vectors), start
+        X, centres = self.place(space), start
         for _ in range(MAX_ITERATIONS):
             moved = means(X, pairwise_distances_argmin(X, centres), centres)
             still = np.square(moved - centres).sum(axis=1).max() <= EPSILON**2

@@ -185,7 +185,7 @@ def merged(parts: Iterable[Moments]) -> Moments:
 
 def moments_by_block(X: npt.NDArray[np.float32], function: Callable[[Matrix], Matrix]) -> Moments:
     """Return the moments of `function` of the rows of X that are no NaN, in bounded memory."""
-    return merged(moments(function(present(block))) for block in blocks(X))
+    return merged(moments(function(present(X[rows]))) for rows in blocks(len(X)))
 
 
 def present(X: npt.NDArray[np.float32]) -> Matrix:
@@ -193,17 +193,17 @@ def present(X: npt.NDArray[np.float32]) -> Matrix:
     return X[~np.isnan(X[:, 0])].astype(np.float64)
 
 
-def blocks(X: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the rows in blocks, an empty one where there are none."""
-    for first in range(0, max(len(X), 1), BLOCK_ROWS):
-        yield X[first : first + BLOCK_ROWS]
+def blocks(n: int) -> Iterator[slice]:
+    """Yield the places of n rows in blocks, an empty one where there are none."""
+    for first in range(0, max(n, 1), BLOCK_ROWS):
+        yield slice(first, first + BLOCK_ROWS)
 
 
 def coordinates(group: Group, X: npt.NDArray[np.float32]) -> Matrix:
     """Return the (n, n_components) coordinates of one group, 0 for rows that stay out of it."""
     mean, std, pca_mean = (np.array(values) for values in (group.mean, group.std, group.pca_mean))
     rotation = np.array(group.components).reshape(-1, len(mean)).T * (group.weight / group.scale)
-    Z = np.vstack([(standardise(block, mean, std, group.clip) - pca_mean) @ rotation for block in blocks(X)])
+    Z = np.vstack([(standardise(X[rows], mean, std, group.clip) - pca_mean) @ rotation for rows in blocks(len(X))])
     Z[np.isnan(X[:, 0])] = 0.0
     return Z
 

@@ -1,39 +1,89 @@
-"""The engine on Spark: rows travel as Arrow, MLlib's KMeans runs where they are."""
+"""The engine on Spark: executors read the tracks and keep their vectors, MLlib's KMeans runs where they are."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark import StorageLevel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.functions import array_to_vector
 from pyspark.mllib.clustering import KMeans, KMeansModel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql.functions import col
-from pyspark.sql.types import ArrayType, FloatType, StructField, StructType
 
 from clustering.centres import EPSILON, MAX_ITERATIONS
-from clustering.space import Declared, Matrix, Moments, Vectors, coordinates, fit_group, merged, moments, present
+from clustering.library import Library, digest_of, nothing_fits
+from clustering.recordings import RECORDING
+from clustering.space import (
+    Declared,
+    Matrix,
+    Moments,
+    coordinates,
+    fit_group,
+    layouts,
+    merged,
+    moments,
+    present,
+    transform,
+)
+from clustering.spark_source import KNOWN, read_tracks
+from core.config import Config
+from core.errors import ConfigError
+from core.jobs import Progress, Watch
 from core.records import Group
+from core.spark import is_local, open_spark
+from core.store import Document, Store
+
+log = logging.getLogger(__name__)
 
 Batches = Iterator[pa.RecordBatch]
 
+KEPT = StorageLevel.MEMORY_AND_DISK
 MOMENTS = "n long, mean array<double>, scatter array<double>"
 
 
 class SparkEngine:
-    """Fits the space and the clusters of vectors in a Spark session."""
+    """Fits the space and the clusters of vectors that are with the executors.
 
-    def __init__(self, session: SparkSession, vectors: Vectors, groups: Sequence[Declared]) -> None:
-        self.frame, self._groups = rows(session, vectors), groups
+    Parameters
+    ----------
+    frame : DataFrame
+        A row per track, a column of float arrays per group.
+    groups : sequence of Declared
+    directory : Path
+        Where the coordinates are kept on the driver.
+    """
+
+    def __init__(self, frame: DataFrame, groups: Sequence[Declared], directory: Path) -> None:
+        self.frame, self._groups, self._directory = frame, groups, directory
 
     def fit_space(self) -> list[Group]:
         """Fit every group from moments gathered partition by partition; see `engine.Engine`."""
         return [fit_group(group, partial(gather, self.frame, group.name)) for group in self._groups]
+
+    def place(self, space: list[Group]) -> Matrix:
+        """Have the executors place the rows; the driver maps a file of the coordinates. See `engine.Engine`."""
+        n_dimensions = sum(len(group.components) for group in space)
+        if n_dimensions == 0:
+            return np.empty((self.frame.count(), 0))
+        blocks = self.frame.mapInArrow(partial(pack, space), "coordinates binary").persist(KEPT)
+        blocks.count()  # places all partitions side by side, before they come here one after the other
+        with NamedTemporaryFile(dir=self._directory, delete=False) as file:
+            for block in blocks.toLocalIterator(prefetchPartitions=True):
+                file.write(block.coordinates)
+        blocks.unpersist()
+        return np.asarray(np.memmap(file.name, np.float64, "r")).reshape(-1, n_dimensions)
 
     def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
         """Run MLlib's KMeans from the given centres; see `engine.Engine`."""
@@ -53,10 +103,76 @@ class SparkEngine:
         return np.array(model.clusterCenters)
 
 
-def rows(session: SparkSession, vectors: Vectors) -> DataFrame:
-    """Return a frame with one row per track and one float array per group."""
-    schema = StructType([StructField(name, ArrayType(FloatType(), False), False) for name in vectors])
-    return session.createDataFrame(pa.table({name: lists(X) for name, X in vectors.items()}), schema)
+@contextmanager
+def open_spark_engine(
+    config: Config,
+    store: Store,
+    groups: Sequence[Declared],
+    read: Sequence[Declared | Group],
+    total: int,
+    fields: Sequence[str],
+    progress: Watch,
+) -> Iterator[tuple[Library, SparkEngine]]:
+    """Open a session whose executors read the columns `read` of the tracks, once; see `engine.open_engine`."""
+    if store.url.startswith("sqlite:") and not is_local(config.spark):
+        raise ConfigError(
+            f"store.url: the executors of {config.spark.master} cannot all read {store.url}; "
+            "use mongodb://host:27017/music, or `--engine sklearn`"
+        )
+    progress(Progress("read", 0, total))
+    with open_spark(config.spark) as session, TemporaryDirectory(prefix="murmur-places-") as directory:
+        tracks = read_tracks(session, store, config.feature_set, layouts(read), fields, total).persist(KEPT)
+        library = library_of(tracks, store)
+        progress(Progress("read", total, total, library.unreadable))
+        yield library, SparkEngine(tracks.where("problem IS NULL"), groups, Path(directory))
+        tracks.unpersist()
+
+
+def library_of(tracks: DataFrame, store: Store) -> Library:
+    """Return what is known of tracks beside their vectors, which stay where they are.
+
+    Raises
+    ------
+    ConfigError
+        If none has a vector.
+    """
+    known = tracks.select(KNOWN.names).toArrow()
+    for problem in known["problem"].drop_null().to_pylist():
+        log.warning("left out: %s", problem)
+    placed = known.filter(pc.is_null(known["problem"]))
+    if not len(placed):
+        raise nothing_fits(store)
+    return Library(
+        revs=_revs(placed),
+        sounds=np.vstack([matrix(chunk) for chunk in placed["sounds"].chunks if len(chunk)]),
+        recordings=np.frombuffer(b"".join(placed["recording"].to_pylist()), RECORDING),
+        metadata=Documents(placed["metadata"]),
+        input_digest=digest_of(_revs(known)),
+        unreadable=len(known) - len(placed),
+        n_distinct=pc.count_distinct(placed["vectors_digest"]).as_py(),
+    )
+
+
+class Documents(Sequence[Document]):
+    """A column of JSON, of which only what is looked at becomes objects of Python."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Documents: ...
+
+    def __getitem__(self, index: int | slice) -> Document | Documents:
+        if isinstance(index, slice):
+            return Documents(self._column[index])
+        document: Document = orjson.loads(self._column[index].as_py())
+        return document
 
 
 def gather(frame: DataFrame, name: str, function: Callable[[Matrix], Matrix]) -> Moments:
@@ -86,6 +202,14 @@ def place(groups: Mapping[str, Group], batches: Batches) -> Batches:
             yield pa.record_batch(placed)
 
 
+def pack(space: Sequence[Group], batches: Batches) -> Batches:
+    """Yield the coordinates of the rows of each batch as bytes of float64; runs on the executors."""
+    for batch in batches:
+        if len(batch):
+            X = transform(space, {group.name: matrix(batch.column(group.name)) for group in space})
+            yield pa.record_batch([[X.tobytes()]], ["coordinates"])
+
+
 def position(row: Any) -> npt.NDArray[np.float64]:
     """Return the assembled vector of a row as an array; runs on the executors."""
     array: npt.NDArray[np.float64] = row.position.toArray()
@@ -102,3 +226,7 @@ def lists(X: npt.NDArray[Any]) -> pa.ListArray:
     """Return (n, d) rows as a column of arrays."""
     n, d = X.shape
     return pa.ListArray.from_arrays(np.arange(0, n * d + 1, d, dtype=np.int32), pa.array(X.ravel()))
+
+
+def _revs(known: pa.Table) -> dict[str, int]:
+    return dict(zip(known["track_id"].to_pylist(), known["rev"].to_pylist(), strict=True))

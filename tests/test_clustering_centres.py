@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustering import centres
-from clustering.centres import added_centres, choose_n_clusters, continued_centres, count_distinct, means, start_centres
+from clustering.centres import added_centres, choose_n_clusters, continued_centres, means, start_centres
 from core.errors import ConfigError
 
 
@@ -29,12 +29,6 @@ def test_there_are_never_more_clusters_than_distinct_tracks() -> None:
 def test_asking_for_more_clusters_than_distinct_tracks_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"clustering\.n_clusters: 8 .* 7 distinct"):
         choose_n_clusters(200, 7, 8)
-
-
-def test_tracks_are_distinct_if_any_value_of_any_group_differs() -> None:
-    nan = np.nan
-    vectors = {"timbre": np.array([[1.0], [1], [1], [2]]), "rhythm": np.array([[1.0, 2], [1, 2], [nan, nan], [1, 2]])}
-    assert count_distinct(vectors) == 3
 
 
 def test_separated_groups_each_get_a_start() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import clustering_library as library
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,13 +22,15 @@ from clustering.engine import Engine
 from clustering.sklearn_engine import SklearnEngine
 from clustering.space import Vectors
 from core.config import Config, Spark, parse_config
-from core.errors import BackendError
+from core.errors import BackendError, ConfigError
 from core.records import Run
 from core.spark import java_version, open_spark
 from core.sqlite_store import SQLiteStore
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from clustering.spark_engine import SparkEngine
 
 Open = Callable[[Vectors], Engine]
 
@@ -49,10 +52,8 @@ def spark() -> Iterator[SparkSession]:
 def open_engine(request: pytest.FixtureRequest) -> Open:
     if request.param == "sklearn":
         return open_sklearn
-    session = request.getfixturevalue("spark")
-    from clustering.spark_engine import SparkEngine
-
-    return lambda vectors: SparkEngine(session, vectors, library.GROUPS)
+    session, directory = request.getfixturevalue("spark"), request.getfixturevalue("tmp_path")
+    return lambda vectors: open_spark_engine(session, vectors, directory)
 
 
 def test_the_space_has_unit_variance_and_is_that_of_the_definition(open_engine: Open) -> None:
@@ -73,7 +74,7 @@ def test_lloyds_algorithm_ends_where_every_centre_is_the_mean_of_its_members(ope
     vectors, _ = library.vectors(150, spread=OVERLAPPING)
     engine = open_engine(vectors)
     fitted = engine.fit_space()
-    X = space.transform(fitted, vectors)
+    X = engine.place(fitted)
     centres = engine.fit_centres(fitted, X[:7])
     np.testing.assert_allclose(means(X, nearest(X, centres), centres), centres, atol=1e-9)
 
@@ -82,7 +83,7 @@ def test_a_centre_far_from_every_track_keeps_its_place(open_engine: Open) -> Non
     vectors, _ = library.vectors(40)
     engine = open_engine(vectors)
     fitted = engine.fit_space()
-    X = space.transform(fitted, vectors)
+    X = engine.place(fitted)
     start = np.vstack([X[:2], np.full(X.shape[1], 100.0)])
     centres = engine.fit_centres(fitted, start)
     np.testing.assert_array_equal(centres[2], start[2])
@@ -130,18 +131,16 @@ def test_equal_tracks_have_a_space_without_dimensions(open_engine: Open) -> None
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_both_engines_find_the_same_space_and_partition(spark: SparkSession, seed: int) -> None:
+def test_both_engines_find_the_same_space_and_partition(spark: SparkSession, tmp_path: Path, seed: int) -> None:
     """On overlapping data, from starts that are far from the end, some of which lose all their members."""
-    from clustering.spark_engine import SparkEngine
-
     vectors, _ = library.vectors(400, seed=seed, spread=OVERLAPPING)
     vectors["rhythm"][::9] = np.nan
-    engines = open_sklearn(vectors), SparkEngine(spark, vectors, library.GROUPS)
+    engines = open_sklearn(vectors), open_spark_engine(spark, vectors, tmp_path)
     spaces = [engine.fit_space() for engine in engines]
     for one, other in zip(*spaces, strict=True):
         for field in ("mean", "std", "pca_mean", "components", "scale"):
             np.testing.assert_allclose(getattr(one, field), getattr(other, field), rtol=1e-9, atol=1e-11)
-    positions = [space.transform(fitted, vectors) for fitted in spaces]
+    positions = [engine.place(fitted) for engine, fitted in zip(engines, spaces, strict=True)]
     np.testing.assert_allclose(*positions, atol=1e-11)
     rng = np.random.default_rng(seed)
     start = np.vstack([positions[0][:20], rng.normal(size=(5, positions[0].shape[1]))])
@@ -151,12 +150,10 @@ def test_both_engines_find_the_same_space_and_partition(spark: SparkSession, see
 
 
 @pytest.mark.parametrize("n_partitions", [1, 7])
-def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, n_partitions: int) -> None:
+def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, tmp_path: Path, n_partitions: int) -> None:
     """Also with partitions that hold nothing, and in shuffled order."""
-    from clustering.spark_engine import SparkEngine
-
     vectors, _ = library.vectors(150, spread=OVERLAPPING)
-    engine, scattered = SparkEngine(spark, vectors, library.GROUPS), SparkEngine(spark, vectors, library.GROUPS)
+    engine, scattered = (open_spark_engine(spark, vectors, tmp_path) for _ in range(2))
     scattered.frame = scattered.frame.repartition(n_partitions, "timbre")
     fitted = engine.fit_space()
     for one, other in zip(fitted, scattered.fit_space(), strict=True):
@@ -222,6 +219,22 @@ def test_a_run_like_another_gives_its_assignment_again_on_either_engine(
     assert [getattr(runs[0], name) for name in same] == [getattr(runs[1], name) for name in same]
 
 
+def test_the_rows_are_placed_in_their_order_by_several_partitions(open_engine: Open) -> None:
+    vectors, _ = library.vectors(500)
+    vectors["rhythm"][::7] = np.nan
+    engine = open_engine(vectors)
+    fitted = engine.fit_space()
+    np.testing.assert_allclose(engine.place(fitted), space.transform(fitted, vectors), atol=1e-12)
+
+
+def test_executors_of_a_cluster_are_not_sent_to_a_file_of_this_machine(tmp_path: Path) -> None:
+    far = parse_config({"spark": {"master": "spark://far:7077"}})
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/test.db")) as store:
+        store.upsert(library.tracks(3))
+        with pytest.raises(ConfigError, match=r"store\.url: the executors of spark://far:7077 .*test\.db.*sklearn"):
+            library.cluster_them(far, store)
+
+
 def test_what_spark_says_of_an_error_is_one_line(spark: SparkSession) -> None:
     with (
         pytest.raises(BackendError, match=r"^Spark \(local\[2\]\) failed: .*no_such_column.*$"),
@@ -234,6 +247,13 @@ def open_sklearn(vectors: Vectors) -> Engine:
     return SklearnEngine(vectors, library.GROUPS)
 
 
+def open_spark_engine(session: SparkSession, vectors: Vectors, directory: Path) -> SparkEngine:
+    from clustering.spark_engine import SparkEngine, lists
+
+    frame = session.createDataFrame(pa.table({name: lists(X) for name, X in vectors.items()}))
+    return SparkEngine(frame, library.GROUPS, directory)
+
+
 def config(engine: str, **clustering: object) -> Config:
     rhythm = {"blocks": ["fluctuation", "spectral_centroid"], "clip": 3, "components": 5, "weight": 0.7}
     settings = {"engine": engine, "groups": {"rhythm": rhythm}, **clustering}
@@ -241,12 +261,13 @@ def config(engine: str, **clustering: object) -> Config:
 
 
 def place(open_engine: Open, vectors: Vectors) -> np.ndarray:
-    return space.transform(open_engine(vectors).fit_space(), vectors)
+    engine = open_engine(vectors)
+    return engine.place(engine.fit_space())
 
 
 def fit_labels(open_engine: Open, vectors: Vectors, k: int, start: np.ndarray | None = None) -> np.ndarray:
     engine = open_engine(vectors)
     fitted = engine.fit_space()
-    X = space.transform(fitted, vectors)
+    X = engine.place(fitted)
     start = start_centres(X, k, n_init=10, random_state=0) if start is None else start
     return nearest(X, engine.fit_centres(fitted, start))

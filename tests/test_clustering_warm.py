@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 from clustering import cluster
 from clustering.assign import assign
 from clustering.describe import SCALES
-from clustering.library import Library, digest_of
+from clustering.library import Library, count_distinct, digest_of
 from clustering.recordings import RECORDING
-from clustering.space import Vectors, stack, vector
+from clustering.sklearn_engine import SklearnEngine
+from clustering.space import Vectors, declare, stack, vector
 from core.config import parse_config
 from core.records import Run
 from core.sqlite_bus import SQLiteBus
@@ -42,8 +43,9 @@ class Years:
         part = {name: X[np.sort(rows)] for name, X in vectors.items()}
         sounds = np.full((len(revs), len(SCALES)), np.nan)
         recordings = np.zeros(len(revs), dtype=RECORDING)
-        copy = Library(revs, part, sounds, recordings, known, digest_of(revs), 0)
-        run, fitted = cluster.make(config, self.store, self.bus, copy, before=before, fresh=fresh)
+        copy = Library(revs, sounds, recordings, known, digest_of(revs), 0, count_distinct(part))
+        engine = SklearnEngine(part, declare(config.clustering.groups))
+        run, fitted = cluster.make(config, self.store, self.bus, copy, engine, before=before, fresh=fresh)
         labels = assign(run.clusters, fitted.X).labels
         self.members[run.run_id] = {
             one: run.clusters[label].cluster_id for one, label in zip(revs, labels, strict=True)
