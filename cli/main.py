@@ -186,6 +186,17 @@ def load(
 
 
 @app.command()
+def restore(context: typer.Context, as_json: Json = False) -> None:
+    """Take back from the bus what a new or older store lacks."""
+    from etl import restore as job
+
+    config = _config(context)
+    with _opened(config) as (store, bus), _watched(context) as watch:
+        report = job.run(config, store=store, bus=bus, progress=watch)
+    show.report("restore", report, as_json=as_json)
+
+
+@app.command()
 def cluster(
     context: typer.Context,
     clusters: Clusters = None,

@@ -35,10 +35,12 @@ def run_all(
     run computes, writes and sends nothing new.
     """
     from clustering import cluster
+    from clustering.runs import require_published_runs
     from etl import extract, load
     from topics import publish
 
-    cluster.check(config)  # hours of extraction should not end at blocks that are missing
+    cluster.check(config)  # hours of extraction should not end at blocks that are missing, nor at a store that is old
+    require_published_runs(store, bus, Names(config.topics.prefix))
     extracted = extract.run(config, audio_dir, metadata=metadata, store=store, bus=bus, progress=progress)
     reports: dict[str, Report] = {
         "extract": extracted,

@@ -192,7 +192,7 @@ def comparison(found: Comparison, *, as_json: bool) -> None:
 
 
 def similar(found: Sequence[Similar], command: str, *, as_json: bool) -> None:
-    """Print a row for each similar track, the nearest first, and how to hear of more: the clusters they are in."""
+    """Print a row for each similar track, the best first, and how to hear of more: the clusters they are in."""
     if as_json:
         _json([dataclasses.asdict(one) for one in found])
         return

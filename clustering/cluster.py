@@ -27,7 +27,15 @@ from clustering.library import Library, current_revs, digest_of
 from clustering.measures import agreement, classes, shape
 from clustering.members import Former, members, number, recall
 from clustering.place import store_all
-from clustering.runs import cluster_ids_on, latest_run, next_run_id, purge_runs, require_run, run_in_force
+from clustering.runs import (
+    cluster_ids_on,
+    latest_run,
+    next_run_id,
+    purge_runs,
+    require_published_runs,
+    require_run,
+    run_in_force,
+)
 from clustering.space import Matrix
 from core.blocks import PROFILES
 from core.bus import Bus
@@ -119,7 +127,8 @@ def run(
     store : Store
     bus : Bus
     fresh : bool
-        Whether to start cold, in a space of its own; the clusters found keep their ids all the same.
+        Whether to start cold, in a space of its own; the clusters found keep their ids all the same. It is also what
+        goes on without runs that the bus knows and the store has lost.
     like : str, optional
         The id of a run whose space, start centres and seed are taken: on the same tracks its assignment comes
         out again, ids included; on others it is a new fit.
@@ -128,7 +137,7 @@ def run(
     Raises
     ------
     MurmurError
-        If there is nothing to cluster.
+        If there is nothing to cluster, or the bus knows a later run than the store.
     ConfigError
         If more clusters are asked for than there are distinct tracks, blocks that are needed are not extracted, or
         the run to be like is unknown or of another feature set.
@@ -144,6 +153,8 @@ def _run(
 ) -> ClusterReport:
     began = time.monotonic()
     check(config)
+    if not fresh:
+        require_published_runs(store, bus, Names(config.topics.prefix))
     model = _model(config, store, like) if like else None
     if model:
         seed = {"random_state": model.random_state, "n_init": model.n_init}

@@ -122,8 +122,8 @@ def _blocks(P: Products, rows: Labels, k: int) -> Iterator[tuple[int, Products]]
 
 def _slack(P: Products, rows: Labels) -> Matrix:
     """Return for each row what rounding may add to the difference of two values (Higham 2002, 3.1)."""
-    lengths = np.sqrt(2 * P[:, -1].astype(np.float64))
-    slack: Matrix = 2 * (P.shape[1] + 4) * ROUNDING * (lengths[rows] + lengths.max()) * lengths.max() + TINY
+    lengths, longest = np.sqrt(2.0 * P[rows, -1].astype(np.float64)), np.sqrt(2.0 * float(P[:, -1].max()))
+    slack: Matrix = 2 * (P.shape[1] + 4) * ROUNDING * (lengths + longest) * longest + TINY
     return slack
 
 

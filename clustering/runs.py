@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -64,14 +64,34 @@ def run_ids_of(store: Store, *, complete: bool) -> list[str]:
     return [run["run_id"] for run in store.scan(Run, fields=["run_id"], where={"complete": complete})]
 
 
-def cluster_ids_on(bus: Bus, names: Names) -> set[str]:
-    """Return the ids of clusters that have a topic, or had members in a run on the runs topic."""
-    topics = bus.topics()
-    ids = {cluster_id for topic in topics if (cluster_id := names.cluster_of(topic))}
-    for message in read_to_end(bus, [names.runs]) if names.runs in topics else ():
+def runs_on(bus: Bus, names: Names) -> Iterator[PublishedRun]:
+    """Yield what the runs topic says of each run, former words included."""
+    for message in read_to_end(bus, [names.runs]) if names.runs in bus.topics() else ():
         if message.value is not None and message.key != CURRENT.encode():
             with suppress(RecordError):  # `publish` warns of it
-                ids.update(PublishedRun.from_json(message.value).sizes)
+                yield PublishedRun.from_json(message.value)
+
+
+def require_published_runs(store: Store, bus: Bus, names: Names) -> None:
+    """Raise `MurmurError`, which names both, if the bus knows a later run than the store.
+
+    Then the store is an older backup, or a new one: what it says of clusters and tracks is the past.
+    """
+    published = max((run.run_id for run in runs_on(bus, names)), default="")
+    stored = max(run_ids_of(store, complete=True), default="")
+    if published > stored:
+        latest = f"the latest run of {store.url} is {stored}" if stored else f"{store.url} has no run"
+        raise MurmurError(
+            f"{bus.url} knows {published}, {latest}: an older backup? `murmur restore` takes from the bus what is "
+            "missing; `murmur cluster --fresh` begins anew without it"
+        )
+
+
+def cluster_ids_on(bus: Bus, names: Names) -> set[str]:
+    """Return the ids of clusters that have a topic, or had members in a run on the runs topic."""
+    ids = {cluster_id for topic in bus.topics() if (cluster_id := names.cluster_of(topic))}
+    for run in runs_on(bus, names):
+        ids.update(run.sizes)
     return {cluster_id for cluster_id in ids if re.fullmatch(r"c\d+", cluster_id)}
 
 

@@ -38,6 +38,8 @@ class Topic:
     partitions: int = 1
     replication: int = -1
     """-1: the broker's default."""
+    is_wide: bool = False
+    """Whether it is to take messages of many megabytes; one of dead letters always is."""
 
 
 @dataclass(frozen=True, slots=True)

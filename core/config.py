@@ -160,6 +160,7 @@ class Topics(Section):
         return [
             *(Topic(name, "compact", self.partitions, self.replication) for name in members),
             Topic(names.runs, "compact", replication=self.replication),
+            Topic(names.spaces, "compact", self.partitions, self.replication, is_wide=True),
         ]
 
 

@@ -883,13 +883,11 @@ def _narrowness(topic: Topic, limit: int, largest: int, server: str) -> str | No
 
 def _configs(topic: Topic) -> dict[str, str]:
     """Return the settings of a new topic: one that is not compacted holds dead letters."""
-    if topic.cleanup == "compact":
-        return {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONE_RETENTION_MS)}
-    return {
-        "cleanup.policy": "delete",
-        "retention.ms": str(DEAD_LETTER_RETENTION_MS),
-        "max.message.bytes": str(REQUEST_BYTES),
-    }
+    wide = {"max.message.bytes": str(REQUEST_BYTES)}
+    if topic.cleanup == "delete":
+        return {"cleanup.policy": "delete", "retention.ms": str(DEAD_LETTER_RETENTION_MS), **wide}
+    kept = {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONE_RETENTION_MS)}
+    return kept | wide if topic.is_wide else kept
 
 
 def _batch_size(key: bytes | None, value: bytes | None, headers: Headers) -> int:

@@ -47,6 +47,11 @@ class Names:
         return f"{self.prefix}clusters.runs.v1"
 
     @property
+    def spaces(self) -> str:
+        """The same runs in full, so that a store that lost them can take them back; compacted."""
+        return f"{self.prefix}clusters.spaces.v1"
+
+    @property
     def load_group(self) -> str:
         """The consumer group of `load`."""
         return f"{self.prefix}murmur.load"

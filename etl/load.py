@@ -156,7 +156,7 @@ class Loader:
         self._look_at_lag()
         messages = self.consumer.poll(POLL_SECONDS, self._config.load.batch)
         started = time.monotonic()
-        written, dead = _write(messages, self._kinds, self._store)
+        written, dead = write(messages, self._kinds, self._store)
         recent = self._checked(messages, dead)
         if dead:
             self._bury(dead)
@@ -230,7 +230,7 @@ def _reason(text: str) -> str:
     return printable(text[:REASON_LENGTH])
 
 
-def _write(messages: Iterable[Message], kinds: Mapping[str, type[Record]], store: Store) -> tuple[int, list[Dead]]:
+def write(messages: Iterable[Message], kinds: Mapping[str, type[Record]], store: Store) -> tuple[int, list[Dead]]:
     """Write what can be written; return how many records changed, and the rest."""
     written = 0
     dead: list[Dead] = []

@@ -381,7 +381,7 @@ def test_the_lineage_of_a_run_like_another_is_against_the_run_in_force(store: SQ
 def test_no_id_is_given_that_a_topic_or_a_published_run_has(
     store: SQLiteStore, topics: list[str], run: dict[str, int]
 ) -> None:
-    """The store was lost, the bus was not; what does not fit the runs topic has no part in it."""
+    """The store was lost, the bus was not, and one begins anew; what does not fit the runs topic has no part in it."""
     known = PublishedRun(
         run_id="run-1", created_at="", engine="", feature_set="", n_clusters=2, n_tracks=4, sizes=run, metrics={}
     )
@@ -393,7 +393,7 @@ def test_no_id_is_given_that_a_topic_or_a_published_run_has(
             producer.send("clusters.runs.v1", key, value)
         producer.flush()
         producer.close()
-    made = run_of(store, fit(store, n_clusters=2))
+    made = run_of(store, fit(store, n_clusters=2, fresh=True))
     assert [one.cluster_id for one in made.clusters] == ["c08", "c09"]
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from clustering import ranking
 from clustering.measures import hubs
 from clustering.neighbours import neighbours
 from clustering.ranking import Points, measure_neighbourhoods, points, rank, recommend
@@ -117,3 +121,22 @@ def test_few_tracks_have_each_other(n: int) -> None:
     there = at(np.arange(float(n))[:, None])
     found = recommend(there, every(there)).indices
     assert [sorted(row[row >= 0].tolist()) for row in found] == [[j for j in range(n) if j != i] for i in range(n)]
+
+
+def test_memory_does_not_grow_with_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the lists themselves: 3,000 rows are looked at in parts, of 500."""
+    monkeypatch.setattr(ranking, "VALUES", 500 * 50)
+    there = at(np.random.default_rng(0).normal(size=(3_000, 4)))
+    measure_neighbourhoods(there)
+    few, many = (memory(lambda n=n: recommend(there, every(there)[:n])) for n in (500, 3_000))
+    assert many < few + 2e6
+
+
+def memory(run: Callable[[], object]) -> int:
+    """Return the most bytes that are taken at a time."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

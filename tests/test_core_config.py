@@ -60,10 +60,12 @@ def test_topics_are_declared_with_the_configured_partitions_and_the_one_of_the_r
     names = Names("a.")
     assert [name for name, topic in declared.items() if topic.cleanup == "delete"] == [names.dead_letters]
     assert [name for name, topic in declared.items() if topic.partitions == 1] == [names.runs]
+    assert [name for name, topic in declared.items() if topic.is_wide] == [names.spaces]
     assert {topic.partitions for topic in declared.values()} == {1, 3}
     assert {topic.replication for topic in declared.values()} == {2}
     assert declared.keys() == {
-        names.tracks, names.failed, names.dead_letters, names.members, names.runs, names.cluster("c01"),
+        names.tracks, names.failed, names.dead_letters, names.members, names.runs, names.spaces,
+        names.cluster("c01"),
     }  # fmt: skip
 
 

@@ -11,14 +11,14 @@ from core.names import Names, bare_url, cloud_event, path_digest, path_text
 
 def test_a_prefix_goes_before_every_topic_group_and_transactional_id() -> None:
     names = Names("test.")
-    found = (names.tracks, names.failed, names.dead_letters, names.members, names.runs, names.load_group)
+    found = (names.tracks, names.failed, names.dead_letters, names.members, names.runs, names.spaces, names.load_group)
     assert all(name.startswith("test.") for name in (*found, names.publisher, names.cluster("c01")))
 
 
 def test_a_cluster_topic_names_its_cluster_and_no_other_topic_does() -> None:
     for names in (Names(), Names("a.")):
         assert names.cluster_of(names.cluster("c12")) == "c12"
-        others = (names.members, names.runs, names.tracks, names.dead_letters, f"x{names.cluster('c01')}")
+        others = (names.members, names.runs, names.spaces, names.tracks, names.dead_letters, f"x{names.cluster('c01')}")
         assert [topic for topic in others if names.cluster_of(topic)] == []
 
 

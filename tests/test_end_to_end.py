@@ -242,7 +242,8 @@ def _contents(
         for message in read_to_end(bus, topics):
             key = (message.key or b"").decode()
             name = message.topic.removeprefix(prefix)
-            key = "run" if name == "clusters.runs.v1" and key != CURRENT and varying else key
+            of_runs = name in ("clusters.runs.v1", "clusters.spaces.v1")
+            key = "run" if of_runs and key != CURRENT and varying else key
             value = json.loads(message.value) if message.value else None
             found.setdefault(name, {})[key] = _without(value, varying)
     return found

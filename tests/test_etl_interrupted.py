@@ -218,7 +218,7 @@ def contents(folder: Path) -> dict[str, list[Any]]:
     with closing(open_store(url, create=False)) as store:
         found = {kind.collection: _sorted(store.scan(kind)) for kind in (Track, Failure, Run, RunInForce, Assignment)}
     with closing(open_bus(url, create=False)) as bus:
-        topics = [topic for topic in bus.topics() if topic != "clusters.runs.v1"]
+        topics = [topic for topic in bus.topics() if topic not in ("clusters.runs.v1", "clusters.spaces.v1")]
         latest = {(message.topic, message.key): message.value for message in read_to_end(bus, topics)}
     for topic in topics:
         found[topic] = _sorted(json.loads(value) for (name, _), value in latest.items() if value and name == topic)

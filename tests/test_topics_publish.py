@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kafka
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -134,7 +135,7 @@ class TestFirstPublication:
         add_run(world.store, FIRST)
         world.publish()
         names = world.names
-        sent = [*messages(world.bus, names), *read_to_end(world.bus, [names.members, names.runs])]
+        sent = [*messages(world.bus, names), *read_to_end(world.bus, [names.members, names.runs, names.spaces])]
         assert not [message for message in sent if FOLDER.encode() in (message.value or b"")]
 
     def test_every_message_has_the_headers_of_cloud_events_and_a_rev_of_its_own(self, world: World) -> None:
@@ -158,11 +159,20 @@ class TestFirstPublication:
         assert published.published
         assert published.sizes == {"c01": 3, "c02": 3}
 
+    def test_the_run_is_sent_in_full_too_even_where_it_takes_megabytes(self, world: World) -> None:
+        run = add_run(world.store, FIRST)
+        start = np.random.default_rng(0).normal(size=(100, 1000)).tolist()
+        whole = run.model_copy(update={"start": start, "rev": next_rev(run.rev)})
+        world.store.upsert([whole])
+        assert len(whole.to_json()) > 1_500_000
+        world.publish()
+        assert fold(read_to_end(world.bus, [world.names.spaces]), Run) == {run.run_id: whole}
+
     def test_the_report_counts(self, world: World) -> None:
         add_run(world.store, FIRST)
         report = world.publish()
         assert (report.read, report.unchanged, report.written) == (6, 0, 1)
-        assert report.sent == 2 * len(FIRST) + 3
+        assert report.sent == 2 * len(FIRST) + 4
 
 
 def test_a_second_publication_of_a_run_sends_nothing_and_says_so(
@@ -195,7 +205,7 @@ def test_a_new_run_with_the_same_result_sends_nothing_on_cluster_topics(world: W
     again = add_run(world.store, FIRST)
     report = world.publish()
     assert world.bus.ends(cluster_topics(world.bus, world.names)) == before
-    assert (report.sent, report.unchanged, current(world)) == (3, len(FIRST), again.run_id)
+    assert (report.sent, report.unchanged, current(world)) == (4, len(FIRST), again.run_id)
 
 
 class TestChanges:
@@ -205,7 +215,7 @@ class TestChanges:
         second = add_run(world.store, FIRST | {"a": "c02"})
         report = world.publish()
         assert world.said() == FIRST | {"a": "c02"}
-        assert (report.sent, report.unchanged) == (3 + 3, len(FIRST) - 1)
+        assert (report.sent, report.unchanged) == (3 + 4, len(FIRST) - 1)
         gone = [message for message in messages(world.bus, world.names) if message.value is None]
         assert [(message.topic, message.key) for message in gone] == [(world.names.cluster("c01"), b"a")]
         now = ledger(world)
@@ -489,7 +499,7 @@ class TestDeath:
     ) -> None:
         monkeypatch.setattr(publisher, "CHUNK", 2)
         target = {"a": "c02", "b": "c03", "c": "c03", "d": "c02", "e": "c01", "g": "c01"}
-        for steps in range(0, 40, 4 if bus_url and not FULL else 1):
+        for steps in range(0, 48, 4 if bus_url and not FULL else 1):
             (folder := tmp_path / str(steps)).mkdir()
             with opened(settings(folder, bus_url)) as world:
                 add_run(world.store, FIRST)
@@ -515,7 +525,7 @@ class TestDeath:
         world.publish()
         add_run(world.store, dict.fromkeys(FIRST, "c03"))
         with pytest.raises(JobDiedError):
-            world.publish(Mortal(world.bus, 12))
+            world.publish(Mortal(world.bus, 15))
         assert world.said() != FIRST
         world.publish(run_id=run.run_id)
         assert world.said() == FIRST

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from clustering.place import read_places, store_all
-from clustering.runs import require_run
+from clustering.runs import require_published_runs, require_run
 from core.bus import Bus, Consumer, Message
 from core.config import Config
 from core.errors import BackendError, MurmurError
@@ -81,7 +81,7 @@ def run(
     ConfigError
         If there is no such run.
     MurmurError
-        If another follower is at work, or there is no run.
+        If another follower is at work, there is no run, or the bus knows a later one than the store.
     FencedError
         If another publisher has taken over.
     BackendError
@@ -89,6 +89,7 @@ def run(
     """
     started = time.monotonic()
     names = Names(config.topics.prefix)
+    require_published_runs(store, bus, names)
     bus.create_topics([*config.topics.of_tracks(), *config.topics.of_clusters([])])
     _await_nobody(bus, names.follow_group, until)
     read = written = 0

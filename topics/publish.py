@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from contextlib import closing
 
-from clustering.runs import latest_run, require_run
+from clustering.runs import latest_run, require_published_runs, require_run
 from core.bus import Bus
 from core.config import Config
 from core.errors import FencedError, MurmurError
@@ -54,13 +54,14 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
     ConfigError
         If there is no such run.
     MurmurError
-        If no run is complete, the store cannot make up for lost assignments of the run, or a follower that was asked
-        for it was asked for another after that.
+        If no run is complete, the bus knows a later one than the store, the store cannot make up for lost assignments
+        of the run, or a follower that was asked for it was asked for another after that.
     FencedError
         If another publisher has taken over.
     """
-    chosen = latest_or_named(store, run_id)
-    follow_group = Names(config.topics.prefix).follow_group
+    names = Names(config.topics.prefix)
+    require_published_runs(store, bus, names)
+    chosen, follow_group = latest_or_named(store, run_id), names.follow_group
     while True:
         if bus.has_members(follow_group) and (report := ask(config, chosen, store=store, bus=bus, progress=progress)):
             return report

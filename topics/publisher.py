@@ -61,7 +61,7 @@ class Publisher:
         for entry in changes(read_to_end(self.bus, [self.names.members]), LedgerEntry):
             update(ledger, entry)
             self.rev = max(self.rev, entry.rev)
-        return ledger
+        return ledger or self._recovered_ledger()
 
     def publish(self, run: Run, progress: Watch) -> Counter[str]:
         """Send what a run changes, and put it in force; return how many tracks joined, moved, changed, left and stayed.
@@ -131,6 +131,9 @@ class Publisher:
 
     def _send_run(self, run: Run, n_assignments: int, input_digest: str, progress: Watch) -> Counter[str]:
         self.make_topics(run)
+        for one in self._not_kept(run):
+            with self.producer.transaction():
+                self._send(one.feature_set, self.names.spaces, Run, one.run_id, one)
         if run.run_id not in self.runs.runs:
             with self.producer.transaction():
                 self._mark(published(run))
@@ -139,6 +142,28 @@ class Publisher:
             self._put_in_force(run, tally, input_digest)
         tally["stayed"] = len(self.ledger) - tally["joined"] - tally["moved"] - tally["changed"]
         return tally
+
+    def _not_kept(self, run: Run) -> Iterator[Run]:
+        """Yield what `restore` would miss: a run until it was sent in full; if their topic is new, all that were."""
+        known, is_new = self.runs.runs.get(run.run_id), not any(self.bus.ends([self.names.spaces]).values())
+        if is_new or not (known and known.published):
+            yield run
+        for run_id in sorted(self.runs.runs.keys() - {run.run_id}, reverse=True) if is_new else ():
+            if found := self.store.get(Run, run_id):
+                yield found
+
+    def _recovered_ledger(self) -> Ledger:
+        """Return what the cluster topics themselves say, for a ledger that was deleted: all of it is due again."""
+        ledger: Ledger = {}
+        for topic in cluster_topics(self.bus, self.names):
+            members: dict[str, Member] = {}
+            for change in changes(read_to_end(self.bus, [topic]), Member):
+                update(members, change)
+                self.rev = max(self.rev, change.rev)
+            for track_id, member in members.items():
+                known = member.model_dump(include={"track_id", "cluster_id", "since_run", "score"})
+                ledger[track_id] = LedgerEntry(**known, digest="", track_rev=0)
+        return ledger
 
     def _is_unchanged(self, run: Run, input_digest: str) -> bool:
         """Return whether the run is in force, of this input, and nothing was sent since."""
@@ -183,9 +208,10 @@ class Publisher:
             del self.ledger[change.track_id]
 
     def _send(self, feature_set: str, topic: str, kind: type[Value], key: str, value: Value | None) -> None:
-        self.rev = value.rev if isinstance(value, Record) else next_rev(self.rev)
-        headers = cloud_event(kind.__name__, key, self.rev, feature_set)
+        rev = value.rev if isinstance(value, Record) else next_rev(self.rev)
+        headers = cloud_event(kind.__name__, key, rev, feature_set)
         self.producer.send(topic, key.encode(), value.to_json() if value else None, headers)
+        self.rev = max(self.rev, rev)
         self.sent += 1
 
 
