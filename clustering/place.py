@@ -190,8 +190,6 @@ def place(
 ) -> Iterator[Assignment]:
     """Yield where a run puts tracks, with the 10 others that `ranking.recommend` recommends.
 
-    A neighbour's score is ``1 / (1 + gap)``: 1/2 is as far as the 10 nearest of both are on average.
-
     Parameters
     ----------
     run : Run
@@ -207,7 +205,7 @@ def place(
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]
         placed = assign(run.clusters, points.X[part])
-        indices, _, gaps = recommend(points, part[:, None])
+        near = recommend(points, part[:, None])
         for i, row in enumerate(part):
             yield Assignment(
                 rev=rev,
@@ -218,8 +216,8 @@ def place(
                 distance=float(placed.distances[i]),
                 score=float(placed.scores[i]),
                 neighbours=[
-                    Neighbour(track_id=track_ids[j], score=float(1 / (1 + gap)))
-                    for j, gap in zip(indices[i], gaps[i], strict=True)
+                    Neighbour(track_id=track_ids[j], score=float(score))
+                    for j, score in zip(near.indices[i], near.scores[i], strict=True)
                     if j >= 0
                 ],
                 neighbourhood=float(points.neighbourhoods[row]),
