@@ -264,7 +264,7 @@ def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, p
     progress(Progress("fit", 0, None))
     space = start.kept.space if start.kept else engine.fit_space()
     X = engine.place(space)
-    n_clusters, trials = settle(config, library, start, X, progress)
+    n_clusters, trials = number_of_clusters(config, library, start, X, progress)
     first = centres = start_from(config, start, X, n_clusters)
     if X.shape[1] > 0:
         centres = engine.fit_centres(space, centres)
@@ -273,7 +273,7 @@ def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, p
     return Fit(start.kept, space, X, trials, first, labels, centres[used])
 
 
-def settle(
+def number_of_clusters(
     config: Config, library: Library, start: Start, X: Matrix, progress: Watch = ignore
 ) -> tuple[int, list[Trial]]:
     """Return how many clusters there are to be, and what was tried to find out."""
