@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -215,10 +216,12 @@ def make(
     fitted = fit(config, library, engine, begin(config, former, before=before, model=model, fresh=fresh), progress)
     namesake = recall(library.track_ids, members(store, model)) if model else former
     settings = model.settings_digest if model else settings_digest(config)
-    highest = _highest(store, bus, Names(config.topics.prefix), library.input_digest, settings)
+    names = Names(config.topics.prefix)
+    highest = _highest(store, bus, names, library.input_digest, settings)
     ids = identify(namesake, fitted.labels, gaps(fitted, namesake), highest)
     lineage = trace(former, fitted.labels, ids, before.run_id if before else None)
-    return describe_run(config, store, library, fitted, settings, ids, lineage), fitted
+    called = next_run_id(store, bus, names, f"{library.input_digest} {settings}")
+    return describe_run(config, called, library, fitted, settings, ids, lineage), fitted
 
 
 def check(config: Config) -> None:
@@ -315,13 +318,19 @@ def gaps(fitted: Fit, former: Former) -> Matrix:
 
 
 def describe_run(
-    config: Config, store: Store, library: Library, fitted: Fit, settings: str, ids: Sequence[str], lineage: Lineage
+    config: Config,
+    called: tuple[str, datetime],
+    library: Library,
+    fitted: Fit,
+    settings: str,
+    ids: Sequence[str],
+    lineage: Lineage,
 ) -> Run:
-    """Return the run, not complete yet; its clusters are sorted by id."""
+    """Return the run that is `called` by its id and time, not complete yet; its clusters are sorted by id."""
+    run_id, now = called
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
     distances = distances_within(fitted.X, fitted.centres, fitted.labels)
     descriptions = describe(fitted.labels, distances, library.sounds, library.metadata)
-    run_id, now = next_run_id(store, f"{library.input_digest} {settings}")
     return Run(
         rev=next_rev(),
         run_id=run_id,
