@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -215,10 +216,12 @@ def make(
     fitted = fit(config, library, engine, begin(config, former, before=before, model=model, fresh=fresh), progress)
     namesake = recall(library.track_ids, members(store, model)) if model else former
     settings = model.settings_digest if model else settings_digest(config)
-    highest = _highest(store, bus, Names(config.topics.prefix), library.input_digest, settings)
+    names = Names(config.topics.prefix)
+    highest = _highest(store, bus, names, library.input_digest, settings)
     ids = identify(namesake, fitted.labels, gaps(fitted, namesake), highest)
     lineage = trace(former, fitted.labels, ids, before.run_id if before else None)
-    return describe_run(config, store, library, fitted, settings, ids, lineage), fitted
+    called = next_run_id(store, bus, names, f"{library.input_digest} {settings}")
+    return describe_run(config, called, library, fitted, settings, ids, lineage), fitted
 
 
 def check(config: Config) -> None:
@@ -263,7 +266,7 @@ def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, p
     progress(Progress("fit", 0, None))
     space = start.kept.space if start.kept else engine.fit_space()
     X = engine.place(space)
-    n_clusters, trials = settle(config, library, start, X, progress)
+    n_clusters, trials = number_of_clusters(config, library, start, X, progress)
     first = centres = start_from(config, start, X, n_clusters)
     if X.shape[1] > 0:
         centres = engine.fit_centres(space, centres)
@@ -272,7 +275,7 @@ def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, p
     return Fit(start.kept, space, X, trials, first, labels, centres[used])
 
 
-def settle(
+def number_of_clusters(
     config: Config, library: Library, start: Start, X: Matrix, progress: Watch = ignore
 ) -> tuple[int, list[Trial]]:
     """Return how many clusters there are to be, and what was tried to find out."""
@@ -315,13 +318,19 @@ def gaps(fitted: Fit, former: Former) -> Matrix:
 
 
 def describe_run(
-    config: Config, store: Store, library: Library, fitted: Fit, settings: str, ids: Sequence[str], lineage: Lineage
+    config: Config,
+    called: tuple[str, datetime],
+    library: Library,
+    fitted: Fit,
+    settings: str,
+    ids: Sequence[str],
+    lineage: Lineage,
 ) -> Run:
-    """Return the run, not complete yet; its clusters are sorted by id."""
+    """Return the run that is `called` by its id and time, not complete yet; its clusters are sorted by id."""
+    run_id, now = called
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
     distances = distances_within(fitted.X, fitted.centres, fitted.labels)
     descriptions = describe(fitted.labels, distances, library.sounds, library.metadata)
-    run_id, now = next_run_id(store, f"{library.input_digest} {settings}")
     return Run(
         rev=next_rev(),
         run_id=run_id,

@@ -40,6 +40,12 @@ class Ranked(NamedTuple):
     gaps: Matrix
     """(m, k) by which they are ordered."""
 
+    @property
+    def scores(self) -> Matrix:
+        """(m, k) in (0, 1]: ``1 / (1 + gap)``; 1/2 is as far as the 10 nearest of both are on average."""
+        scores: Matrix = 1 / (1 + self.gaps)
+        return scores
+
     def take(self, places: Labels) -> Ranked:
         """Return those at some places of each list."""
         return Ranked._make(np.take_along_axis(values, places, axis=1) for values in self)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cli
 from clustering import space
 from clustering.assign import nearest
 from clustering.centres import means, start_centres
@@ -282,3 +285,30 @@ def fit_labels(open_engine: Open, vectors: Vectors, k: int, start: np.ndarray | 
     X = engine.place(fitted)
     start = start_centres(X, k, n_init=10, random_state=0) if start is None else start
     return nearest(X, engine.fit_centres(fitted, start))
+
+
+@pytest.mark.usefixtures("spark")
+def test_spark_submit_starts_the_command(tmp_path: Path) -> None:
+    """The exit code is the command's, and the master that of the configuration: at the other nobody is there."""
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/murmur.db")) as store:
+        store.upsert(library.tracks(12))
+    (tmp_path / "config.yaml").write_text("clustering: {n_clusters: 3}\nspark: {master: 'local[1]'}\n")
+    command = [
+        Path(sys.executable).with_name("spark-submit"),
+        "--master",
+        "spark://127.0.0.1:1",
+        Path(cli.__path__[0], "__main__.py"),
+    ]
+    said = {
+        arguments: subprocess.run(
+            [*command, *arguments.split()],
+            cwd=tmp_path,
+            env={**os.environ, "PYSPARK_PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for arguments in ("-q cluster", "-q cluster --clusters 13")
+    }
+    assert [done.returncode for done in said.values()] == [0, 2]
+    assert "12 written, 3 clusters" in said["-q cluster"].stdout
