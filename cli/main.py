@@ -286,10 +286,12 @@ def similar(
     """Show the nearest tracks to one or several liked ones."""
     from clustering.similar import resolve
     from clustering.similar import similar as nearest
+    from core.names import Names
 
     with _read_store(context) as store:
         liked = [resolve(store, text) for text in tracks]
-        found = nearest(store, liked, n=n, copies=copies, per_artist=per_artist)
+        names = Names(_config(context).topics.prefix)
+        found = nearest(store, names, liked, n=n, copies=copies, per_artist=per_artist)
     show.similar(found, _command(context), as_json=as_json)
 
 

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from core.names import printable
+from core.names import UNCLUSTERED, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -198,9 +198,9 @@ def similar(found: Sequence[Similar], command: str, *, as_json: bool) -> None:
         return
     rows = [(f"{one.score:.3f}", one.title or "", one.artist or "", one.cluster_id, one.path) for one in found]
     _table(("score", "title", "artist", "cluster", "path"), rows, right=("score",))
-    if found:
+    if clusters := Counter(one.cluster_id for one in found if one.cluster_id != UNCLUSTERED):
         text("\nMore like these:")
-        for cluster_id, count in Counter(one.cluster_id for one in found).most_common():
+        for cluster_id, count in clusters.most_common():
             text(f"  {command} subscribe {cluster_id} --follow  # {count} of these {len(found)}")
 
 

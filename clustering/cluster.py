@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,7 @@ from clustering.identity import identify, trace
 from clustering.library import Library, current_revs, digest_of
 from clustering.measures import agreement, classes, shape
 from clustering.members import Former, members, number, recall
-from clustering.place import place, store_all
-from clustering.ranking import measure_neighbourhoods, points
+from clustering.place import store_all
 from clustering.runs import (
     cluster_ids_on,
     latest_run,
@@ -44,12 +44,11 @@ from core.config import Config
 from core.errors import ConfigError, MurmurError
 from core.jobs import Progress, Report, Watch, ignore
 from core.names import Names, digest
-from core.records import Assignment, Cluster, Failure, Group, Lineage, Run, Track, Trial, next_rev
+from core.records import Cluster, Failure, Group, Lineage, Run, Track, Trial, next_rev
 from core.store import Confirm, Store
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
 GROWTH = 1.5
 """A space is kept until there are this many times the tracks that there were when it was fitted."""
 METADATA = ("track_id", "title", "artist", "genre")
@@ -178,7 +177,8 @@ def _run(
             new, fitted = make(
                 config, store, bus, library, engine, before=before, model=model, fresh=fresh, progress=progress
             )
-            written = write(store, new, assignments(new, library, fitted, progress), confirm, progress)
+            assign = partial(engine.assign, store, new, library, fitted.X, progress)
+            written = write(store, new, assign, confirm)
         unreadable, lineage = library.unreadable, new.lineage
         purge_runs(store, config.clustering.keep_runs)
         log.info("%s: %d tracks in %d clusters", new.run_id, new.n_tracks, len(new.clusters))
@@ -216,10 +216,12 @@ def make(
     fitted = fit(config, library, engine, begin(config, former, before=before, model=model, fresh=fresh), progress)
     namesake = recall(library.track_ids, members(store, model)) if model else former
     settings = model.settings_digest if model else settings_digest(config)
-    highest = _highest(store, bus, Names(config.topics.prefix), library.input_digest, settings)
+    names = Names(config.topics.prefix)
+    highest = _highest(store, bus, names, library.input_digest, settings)
     ids = identify(namesake, fitted.labels, gaps(fitted, namesake), highest)
     lineage = trace(former, fitted.labels, ids, before.run_id if before else None)
-    return describe_run(config, store, library, fitted, settings, ids, lineage), fitted
+    called = next_run_id(store, bus, names, f"{library.input_digest} {settings}")
+    return describe_run(config, called, library, fitted, settings, ids, lineage), fitted
 
 
 def check(config: Config) -> None:
@@ -264,7 +266,7 @@ def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, p
     progress(Progress("fit", 0, None))
     space = start.kept.space if start.kept else engine.fit_space()
     X = engine.place(space)
-    n_clusters, trials = settle(config, library, start, X, progress)
+    n_clusters, trials = number_of_clusters(config, library, start, X, progress)
     first = centres = start_from(config, start, X, n_clusters)
     if X.shape[1] > 0:
         centres = engine.fit_centres(space, centres)
@@ -273,7 +275,7 @@ def fit(config: Config, library: Library, engine: Engine, start: Start = COLD, p
     return Fit(start.kept, space, X, trials, first, labels, centres[used])
 
 
-def settle(
+def number_of_clusters(
     config: Config, library: Library, start: Start, X: Matrix, progress: Watch = ignore
 ) -> tuple[int, list[Trial]]:
     """Return how many clusters there are to be, and what was tried to find out."""
@@ -316,13 +318,19 @@ def gaps(fitted: Fit, former: Former) -> Matrix:
 
 
 def describe_run(
-    config: Config, store: Store, library: Library, fitted: Fit, settings: str, ids: Sequence[str], lineage: Lineage
+    config: Config,
+    called: tuple[str, datetime],
+    library: Library,
+    fitted: Fit,
+    settings: str,
+    ids: Sequence[str],
+    lineage: Lineage,
 ) -> Run:
-    """Return the run, not complete yet; its clusters are sorted by id."""
+    """Return the run that is `called` by its id and time, not complete yet; its clusters are sorted by id."""
+    run_id, now = called
     order = sorted(range(len(ids)), key=lambda label: number(ids[label]))
     distances = distances_within(fitted.X, fitted.centres, fitted.labels)
     descriptions = describe(fitted.labels, distances, library.sounds, library.metadata)
-    run_id, now = next_run_id(store, f"{library.input_digest} {settings}")
     return Run(
         rev=next_rev(),
         run_id=run_id,
@@ -369,25 +377,13 @@ def measure(fitted: Fit, distances: Matrix, library: Library, random_state: int)
     }
 
 
-def assignments(run: Run, library: Library, fitted: Fit, progress: Watch = ignore) -> Iterator[Assignment]:
-    """Yield where each track is, with the 10 others of the whole library that are recommended to it."""
-    progress(Progress("neighbours", 0, len(library.revs)))
-    there = points(fitted.X, library.recordings)
-    measure_neighbourhoods(there, progress)
-    yield from place(run, library.track_ids, list(library.revs.values()), there, rev=run.rev)
-
-
-def write(store: Store, run: Run, records: Iterator[Assignment], confirm: Confirm, progress: Watch = ignore) -> int:
-    """Write the run, its assignments in batches, then, if it may still, the run as complete; return how many.
+def write(store: Store, run: Run, assign: Callable[[], int], confirm: Confirm) -> int:
+    """Write the run, its assignments, then, if it may still, the run as complete; return how many assignments.
 
     A job that stood still until another took its place raises instead of completing what nobody waits for any more.
     """
     store_all(store, [run])
-    written = 0
-    while batch := list(islice(records, BATCH)):
-        store_all(store, batch)
-        written += len(batch)
-        progress(Progress("write", written, run.n_tracks))
+    written = assign()
     confirm()
     store_all(store, [run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})])
     return written

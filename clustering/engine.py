@@ -10,7 +10,7 @@ from clustering.library import Library, read_library
 from clustering.space import Matrix, declare
 from core.config import Config
 from core.jobs import Watch
-from core.records import Group
+from core.records import Group, Run
 from core.store import Store
 
 
@@ -28,6 +28,12 @@ class Engine(Protocol):
 
         It ends when no centre moves farther than `centres.EPSILON`, at the latest after
         `centres.MAX_ITERATIONS`. A centre without members keeps its place.
+        """
+
+    def assign(self, store: Store, run: Run, library: Library, X: Matrix, progress: Watch) -> int:
+        """Write where `run` puts each row, with the others that are recommended to it; return how many.
+
+        `library` knows the rows, `X` is where they were placed. Written twice is written once.
         """
 
 

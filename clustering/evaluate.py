@@ -14,7 +14,7 @@ from clustering.cluster import check, fit
 from clustering.library import LoadedLibrary, read_library
 from clustering.measures import MIN_CLASS, Accuracy, Classes, Codes, agreement, classes, encode, hubs, knn_accuracy
 from clustering.ranking import points, recommend
-from clustering.recordings import VARIOUS
+from clustering.recordings import one_name
 from clustering.runs import latest_run, run_in_force
 from clustering.sklearn_engine import SklearnEngine
 from clustering.space import Declared, Matrix, declare, layouts, transform
@@ -186,17 +186,13 @@ def _read(store: Store, feature_set: str, groups: Sequence[Declared | Group], la
     known = classes(labels_of(library.metadata, label))
     if known.n_classes < 2:
         raise ConfigError(f"--label {label}: needs two classes of {MIN_CLASS} tracks or more, found {known.n_classes}")
-    apart = [encode([_one(track[column]) for track in library.metadata]) for column in _apart(label)]
+    apart = [encode([one_name(track[column]) for track in library.metadata]) for column in _apart(label)]
     return Labelled(library, known, apart)
 
 
 def _apart(label: str) -> tuple[str, ...]:
     """Return whose equals are no neighbours; of an album nothing would be left without its own."""
     return {"artist": ("album",), "album": ()}.get(label, ("artist", "album"))
-
-
-def _one(name: str | None) -> str | None:
-    return None if name is None or name.strip().casefold() in VARIOUS else name
 
 
 def _evaluate(name: str, found: Labelled, X: Matrix, labels: Labels, random_state: int) -> Evaluated:

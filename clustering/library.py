@@ -86,6 +86,16 @@ def row_of(track: Document, slots: Mapping[str, Sequence[Slot]]) -> Row | None:
         return None
 
 
+def fits(track: Document, slots: Mapping[str, Sequence[Slot]]) -> bool:
+    """Return whether a track's values of each group fit this version, without a word where they do not."""
+    try:
+        for group in slots.values():
+            vector(track, group)
+    except RecordError:
+        return False
+    return True
+
+
 def read_library(
     store: Store,
     feature_set: str,

@@ -9,14 +9,14 @@ from types import MappingProxyType
 import numpy as np
 
 from clustering.assign import Labels, assign
-from clustering.library import UNCLUSTERABLE, clusterable, row_of
+from clustering.library import UNCLUSTERABLE, clusterable, fits, row_of
 from clustering.neighbours import products
 from clustering.ranking import Points, points, recommend
 from clustering.recordings import RECORDING, recording
 from clustering.space import Matrix, layouts, stack, transform
 from core.errors import BackendError
 from core.jobs import Progress, Watch, ignore
-from core.records import Assignment, Neighbour, Record, Run, next_rev
+from core.records import Assignment, Neighbour, Record, Run, Track, next_rev
 from core.store import Document, Store
 
 BATCH = 500
@@ -170,7 +170,7 @@ def settle(store: Store, run: Run, progress: Watch = ignore) -> int:
     }
     tracks = clusterable(store, run.feature_set, ("track_id", "rev"))
     stale = [track["track_id"] for track in tracks if known.get(track["track_id"], -1) < track["rev"]]
-    if stale:
+    if _any_fits(store, run, stale):
         places = read_places(store, run)
         for first in range(0, len(stale), BATCH):
             assigned = places.assign(stale[first : first + BATCH])
@@ -178,6 +178,13 @@ def settle(store: Store, run: Run, progress: Watch = ignore) -> int:
             known |= {assignment.track_id: assignment.track_rev for assignment in assigned}
             progress(Progress("assign", first + len(assigned), len(stale)))
     return len(known)
+
+
+def _any_fits(store: Store, run: Run, track_ids: Iterable[str]) -> bool:
+    """Return whether one of some tracks has a place; one whose features do not fit never will, and is no news."""
+    slots = layouts(run.space)
+    found = (store.get(Track, track_id) for track_id in track_ids)
+    return any(fits(track.model_dump(), slots) for track in found if track)
 
 
 def place(
@@ -190,8 +197,6 @@ def place(
     rev: int,
 ) -> Iterator[Assignment]:
     """Yield where a run puts tracks, with the 10 others that `ranking.recommend` recommends.
-
-    A neighbour's score is ``1 / (1 + gap)``: 1/2 is as far as the 10 nearest of both are on average.
 
     Parameters
     ----------
@@ -208,7 +213,7 @@ def place(
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]
         placed = assign(run.clusters, points.X[part])
-        indices, _, gaps = recommend(points, part[:, None])
+        near = recommend(points, part[:, None])
         for i, row in enumerate(part):
             yield Assignment(
                 rev=rev,
@@ -219,8 +224,8 @@ def place(
                 distance=float(placed.distances[i]),
                 score=float(placed.scores[i]),
                 neighbours=[
-                    Neighbour(track_id=track_ids[j], score=float(1 / (1 + gap)))
-                    for j, gap in zip(indices[i], gaps[i], strict=True)
+                    Neighbour(track_id=track_ids[j], score=float(score))
+                    for j, score in zip(near.indices[i], near.scores[i], strict=True)
                     if j >= 0
                 ],
                 neighbourhood=float(points.neighbourhoods[row]),

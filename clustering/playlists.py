@@ -16,7 +16,7 @@ import numpy as np
 from clustering.assign import home
 from clustering.overview import title
 from clustering.place import located
-from clustering.recordings import one_artist
+from clustering.recordings import one_name
 from clustering.runs import require_assignments, require_run_in_force
 from clustering.space import Matrix
 from core.config import Config
@@ -119,7 +119,7 @@ def in_order(members: Sequence[Heard]) -> list[Document]:
     """Return the tracks of a cluster as `listening_order` has them."""
     X = np.stack([one.position for one in members])
     distances = np.array([one.distance for one in members])
-    artists = [one_artist(one.track) for one in members]
+    artists = [one_name(one.track["artist"]) for one in members]
     return [members[i].track for i in listening_order(X, distances, artists)]
 
 

@@ -40,6 +40,12 @@ class Ranked(NamedTuple):
     gaps: Matrix
     """(m, k) by which they are ordered."""
 
+    @property
+    def scores(self) -> Matrix:
+        """(m, k) in (0, 1]: ``1 / (1 + gap)``; 1/2 is as far as the 10 nearest of both are on average."""
+        scores: Matrix = 1 / (1 + self.gaps)
+        return scores
+
     def take(self, places: Labels) -> Ranked:
         """Return those at some places of each list."""
         return Ranked._make(np.take_along_axis(values, places, axis=1) for values in self)
@@ -55,9 +61,15 @@ def measure_neighbourhoods(points: Points, progress: Watch = ignore) -> None:
     unknown = np.flatnonzero(np.isnan(points.neighbourhoods))
     for first in range(0, len(unknown), VALUES // N_NEIGHBOURS):
         rows = unknown[first : first + VALUES // N_NEIGHBOURS]
-        _, distances = neighbours(points.X, N_NEIGHBOURS, rows, points.P)
-        points.neighbourhoods[rows] = distances.sum(axis=1) / max(distances.shape[1], 1)
+        points.neighbourhoods[rows] = neighbourhoods(points, rows)
         progress(Progress("neighbours", first + len(rows), len(unknown)))
+
+
+def neighbourhoods(points: Points, rows: Labels) -> Matrix:
+    """Return the mean distance of some rows to their 10 nearest others, 0 where there are none."""
+    _, distances = neighbours(points.X, N_NEIGHBOURS, rows, points.P)
+    means: Matrix = distances.sum(axis=1) / max(distances.shape[1], 1)
+    return means
 
 
 def rank(points: Points, rows: Labels, k: int) -> Ranked:

@@ -31,14 +31,14 @@ def recording(track: Document) -> tuple[float, Any, int]:
     """Return what tells a track's copies and its artist, in the order of `RECORDING`."""
     timbre = track["features"].get("mfcc", {}).get("mean", ())
     known = len(timbre) == BLOCKS["mfcc"].rows
-    artist = one_artist(track).encode()
+    artist = one_name(track["artist"]).encode()
     return track["duration"], timbre if known else np.nan, int(digest(artist)[:15], 16) if artist else 0
 
 
-def one_artist(track: Document) -> str:
-    """Return a name that is the same for all tracks of an artist, empty where none or many are meant."""
-    artist = " ".join((track["artist"] or "").casefold().split())
-    return "" if artist in VARIOUS else artist
+def one_name(name: str | None) -> str:
+    """Return what is the same for all spellings of a name, in case and spaces; empty where none or many are meant."""
+    name = " ".join((name or "").casefold().split())
+    return "" if name in VARIOUS else name
 
 
 def same_recording(recordings: Recordings, a: Labels, b: Labels) -> npt.NDArray[np.bool_]:

@@ -95,19 +95,20 @@ def cluster_ids_on(bus: Bus, names: Names) -> set[str]:
     return {cluster_id for cluster_id in ids if re.fullmatch(r"c\d+", cluster_id)}
 
 
-def next_run_id(store: Store, content: str) -> tuple[str, datetime]:
-    """Return a new id, which sorts after every stored one, and the time in it.
+def next_run_id(store: Store, bus: Bus, names: Names, content: str) -> tuple[str, datetime]:
+    """Return a new id, which sorts after every one that the store or the bus knows, and the time in it.
 
     Parameters
     ----------
-    store : Store
+    store, bus, names
     content : str
         What sets the run apart from one that another process begins in the same second.
     """
-    last = max((run["run_id"] for run in store.scan(Run, fields=["run_id"])), default="")
+    known = {run["run_id"] for run in store.scan(Run, fields=["run_id"])} | {run.run_id for run in runs_on(bus, names)}
+    stamps = [found[1] for run_id in known if (found := re.match(r"run-(\d{8}T\d{6})-", run_id))]
     now = datetime.now(UTC)
-    if last:
-        now = max(now, datetime.strptime(last.split("-")[1], STAMP).replace(tzinfo=UTC) + timedelta(seconds=1))
+    if stamps:
+        now = max(now, datetime.strptime(max(stamps), STAMP).replace(tzinfo=UTC) + timedelta(seconds=1))
     return f"run-{now:{STAMP}}-{digest(f'{now} {content}'.encode())[:6]}", now
 
 

@@ -10,14 +10,14 @@ from pathlib import PurePath
 
 import numpy as np
 
-from clustering.assign import assign
+from clustering.assign import assign, home
 from clustering.overview import title
 from clustering.place import read_places
 from clustering.ranking import recommend
 from clustering.recordings import PER_ARTIST
 from clustering.runs import require_run_in_force
 from core.errors import ConfigError
-from core.names import path_text
+from core.names import Names, path_text
 from core.records import Track
 from core.store import Store
 
@@ -33,6 +33,8 @@ class Similar:
     artist: str | None
     path: str
     cluster_id: str
+    """Where it is published: `UNCLUSTERED` if it is too far from every centre."""
+    topic: str
     distance: float
     """Euclidean in the space, to the liked track that brings it."""
     score: float
@@ -40,13 +42,21 @@ class Similar:
 
 
 def similar(
-    store: Store, liked: Sequence[str], *, n: int = 10, copies: bool = False, per_artist: int = PER_ARTIST
+    store: Store,
+    names: Names,
+    liked: Sequence[str],
+    *,
+    n: int = 10,
+    copies: bool = False,
+    per_artist: int = PER_ARTIST,
 ) -> list[Similar]:
     """Return the `n` tracks that `ranking.recommend` recommends to the liked ones, the best first.
 
     Parameters
     ----------
     store : Store
+    names : Names
+        Of the topics.
     liked : sequence of str
         Track ids; see `resolve`.
     n : int
@@ -69,22 +79,23 @@ def similar(
         )
     taste = np.array([[places.rows[track_id] for track_id in dict.fromkeys(liked)]])
     n = min(n, len(places.ids))
-    (rows, distances, gaps) = (
-        values[0] for values in recommend(places.points, taste, n, copies=copies, per_artist=per_artist)
-    )
-    labels = assign(places.run.clusters, places.points.X[rows]).labels
+    near = recommend(places.points, taste, n, copies=copies, per_artist=per_artist)
+    rows = near.indices[near.indices >= 0]
+    there = assign(places.run.clusters, places.points.X[rows])
     found = []
-    for row, label, distance, gap in zip(rows[rows >= 0], labels, distances, gaps, strict=False):
+    for i, row in enumerate(rows):
         if track := store.get(Track, places.ids[row]):
+            cluster_id = home(places.run.clusters[there.labels[i]], float(there.distances[i]))
             found.append(
                 Similar(
                     track_id=track.track_id,
                     title=track.title,
                     artist=track.artist,
                     path=track.source.path,
-                    cluster_id=places.run.clusters[label].cluster_id,
-                    distance=float(distance),
-                    score=float(1 / (1 + gap)),
+                    cluster_id=cluster_id,
+                    topic=names.cluster(cluster_id),
+                    distance=float(near.distances[0, i]),
+                    score=float(near.scores[0, i]),
                 )
             )
     return found

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
 from clustering.centres import EPSILON, MAX_ITERATIONS, means
+from clustering.library import Library
+from clustering.place import BATCH, place, store_all
+from clustering.ranking import measure_neighbourhoods, points
 from clustering.space import Declared, Matrix, Vectors, fit_group, moments_by_block, transform
-from core.records import Group
+from core.jobs import Progress, Watch
+from core.records import Group, Run
+from core.store import Store
 
 
 class SklearnEngine:
@@ -42,3 +48,16 @@ class SklearnEngine:
             if still:
                 break
         return centres
+
+    def assign(self, store: Store, run: Run, library: Library, X: Matrix, progress: Watch) -> int:
+        """Write the assignments in batches; see `engine.Engine`."""
+        progress(Progress("neighbours", 0, len(X)))
+        there = points(X, library.recordings)
+        measure_neighbourhoods(there, progress)
+        assigned = place(run, library.track_ids, list(library.revs.values()), there, rev=run.rev)
+        written = 0
+        while batch := list(islice(assigned, BATCH)):
+            store_all(store, batch)
+            written += len(batch)
+            progress(Progress("write", written, len(X)))
+        return written

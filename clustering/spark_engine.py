@@ -22,6 +22,7 @@ from pyspark.mllib.clustering import KMeans, KMeansModel
 from pyspark.sql import DataFrame
 from pyspark.sql.functions import col
 
+from clustering import spark_places
 from clustering.centres import EPSILON, MAX_ITERATIONS
 from clustering.library import Library, digest_of, nothing_fits
 from clustering.recordings import RECORDING
@@ -41,7 +42,7 @@ from clustering.spark_source import KNOWN, read_tracks
 from core.config import Config
 from core.errors import ConfigError
 from core.jobs import Progress, Watch
-from core.records import Group
+from core.records import Group, Run
 from core.spark import is_local, open_spark
 from core.store import Document, Store
 
@@ -101,6 +102,10 @@ class SparkEngine:
             initialModel=KMeansModel(list(start)),
         )
         return np.array(model.clusterCenters)
+
+    def assign(self, store: Store, run: Run, library: Library, X: Matrix, progress: Watch) -> int:
+        """Have the executors write the assignments; see `engine.Engine`."""
+        return spark_places.assign(self.frame.sparkSession, store, run, library, X, self._directory, progress)
 
 
 @contextmanager

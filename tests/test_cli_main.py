@@ -25,6 +25,7 @@ from cli.main import app, main
 from core import open_bus, open_store
 from core.bus import read_to_end
 from core.config import Config
+from core.records import Run
 from etl.messages import create_topics
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
@@ -311,6 +312,27 @@ def test_what_is_similar_comes_with_the_clusters_to_subscribe_to(murmur: Murmur,
     said = murmur("similar", tones / "tone 1.wav").out.partition("More like these:\n")[2]
     assert {line.partition("  # ")[2] for line in said.splitlines()} == {f"{ids.count(one)} of these 5" for one in ids}
     assert all(f" subscribe {one} --follow" in said for one in ids)
+
+
+def test_no_topic_is_suggested_for_similar_tracks_that_are_in_no_cluster(
+    murmur: Murmur, finished: Path, tones: Path
+) -> None:
+    """The noises are said to be too far from their centre."""
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+    Path("config.yaml").write_text("topics: {prefix: lab.}\n")
+    near, far = (json.loads(murmur("similar", tones / name, "-n", "1", "--json").out)[0]["cluster_id"]
+                 for name in ("tone 1.wav", "noise 1.flac"))  # fmt: skip
+    with closing(open_store(Config().store.url)) as store:
+        (run,) = (Run.model_validate(one) for one in store.scan(Run))
+        clusters = [one.model_copy(update={"p99": 1e-6} if one.cluster_id == far else {}) for one in run.clusters]
+        store.upsert([run.model_copy(update={"rev": run.rev + 1, "clusters": clusters})])
+    found = json.loads(murmur("similar", tones / "tone 1.wav", "--json").out)
+    topics = {near: f"lab.clusters.{near}.tracks.v1", "unclustered": "lab.clusters.unclustered.tracks.v1"}
+    assert {one["cluster_id"]: one["topic"] for one in found} == topics
+    said = murmur("similar", tones / "tone 1.wav").out.partition("More like these:\n")[2]
+    assert [line.split()[1:3] for line in said.splitlines()] == [["subscribe", near]]
+    assert "More like these" not in murmur("similar", tones / "noise 1.flac", "-n", "2").out
 
 
 def test_a_text_file_named_mp3_an_empty_file_and_a_name_that_is_not_utf8_are_reported_and_the_rest_goes_on(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cli
 from clustering import space
 from clustering.assign import nearest
 from clustering.centres import means, start_centres
@@ -23,7 +27,7 @@ from clustering.sklearn_engine import SklearnEngine
 from clustering.space import Vectors
 from core.config import Config, Spark, parse_config
 from core.errors import BackendError, ConfigError
-from core.records import Run
+from core.records import Assignment, Run
 from core.spark import java_version, open_spark
 from core.sqlite_store import SQLiteStore
 
@@ -162,13 +166,18 @@ def test_spark_finds_the_same_in_any_partitioning(spark: SparkSession, tmp_path:
     np.testing.assert_allclose(engine.fit_centres(fitted, start), scattered.fit_centres(fitted, start), atol=1e-12)
 
 
-def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tmp_path: Path) -> None:
+def test_the_job_gives_the_same_clusters_and_neighbours_on_both_engines(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With groups other than the default: cold, warm with more tracks and clusters, and like the first.
 
-    It uses the open session, which stays open.
+    It uses the open session, which stays open; its executors write a part of the tracks each.
     """
+    from clustering import spark_places
+
+    monkeypatch.setattr(spark_places, "PART", 20)
     tracks = library.tracks(75, kinds=5, spread=OVERLAPPING)
-    found: dict[str, list[dict[str, str]]] = {"sklearn": [], "spark": []}
+    found: dict[str, list[list[Assignment]]] = {"sklearn": [], "spark": []}
     for engine, made in found.items():
         with closing(SQLiteStore(f"sqlite:///{tmp_path}/{engine}.db")) as store:
             store.upsert(tracks[:60])
@@ -176,30 +185,23 @@ def test_the_job_gives_the_same_clusters_on_both_engines(spark: SparkSession, tm
             store.upsert(tracks[60:])
             grown = library.cluster_them(config(engine, n_clusters=7), store)
             like = library.cluster_them(config(engine), store, like=first.run_id)
-            made += [library.assigned(store, report.run_id) for report in (first, grown, like)]
-    assert found["sklearn"] == found["spark"]
-    assert [len(set(clusters.values())) for clusters in found["spark"]] == [5, 7, 5]
+            assert [report.written for report in (first, grown, like)] == [60, 75, 75]
+            made += [assignments_of(store, report.run_id) for report in (first, grown, like)]
+    assert [len({one.cluster_id for one in run}) for run in found["spark"]] == [5, 7, 5]
+    for one, other in zip(chain(*found["sklearn"]), chain(*found["spark"]), strict=True):
+        assert what_is_exact(one) == what_is_exact(other)
+        assert measured(one) == pytest.approx(measured(other), rel=1e-9)
     assert spark.range(3).count() == 3
 
 
-def test_both_engines_choose_the_same_number_of_clusters_for_the_same_reasons(
+def test_equal_tracks_are_one_cluster_with_each_other_as_neighbours_on_spark_too(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    """On overlapping kinds, cold and then warm with more tracks."""
-    tracks = library.tracks(130, kinds=7, spread=1.0)
-    found: dict[str, list[Run | None]] = {"sklearn": [], "spark": []}
-    for engine, made in found.items():
-        with closing(SQLiteStore(f"sqlite:///{tmp_path}/{engine}.db")) as store:
-            for part in (tracks[:110], tracks[110:]):
-                store.upsert(part)
-                report = library.cluster_them(config(engine, n_clusters="auto", n_init=2), store)
-                made.append(store.get(Run, report.run_id))
-    told = {
-        engine: [(run.trials, [(one.cluster_id, one.size) for one in run.clusters]) for run in made if run]
-        for engine, made in found.items()
-    }
-    assert told["sklearn"] == told["spark"]
-    assert [len(trials) for trials, _ in told["spark"]] == [7, 9]
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/test.db")) as store:
+        store.upsert([one.model_copy(update={"features": library.tracks(1)[0].features}) for one in library.tracks(4)])
+        found = assignments_of(store, library.cluster_them(config("spark"), store).run_id)
+    assert {one.cluster_id for one in found} == {"c01"}
+    assert [near.track_id for near in found[1].neighbours] == ["t000", "t002", "t003"]
 
 
 @pytest.mark.parametrize("other", ["sklearn", "spark"])
@@ -254,6 +256,18 @@ def open_spark_engine(session: SparkSession, vectors: Vectors, directory: Path) 
     return SparkEngine(frame, library.GROUPS, directory)
 
 
+def assignments_of(store: SQLiteStore, run_id: str) -> list[Assignment]:
+    return [Assignment.from_document(found) for found in store.scan(Assignment, prefix=f"{run_id}/")]
+
+
+def what_is_exact(one: Assignment) -> tuple[object, ...]:
+    return one.track_id, one.track_rev, one.cluster_id, [near.track_id for near in one.neighbours]
+
+
+def measured(one: Assignment) -> list[float]:
+    return [one.distance, one.score, one.neighbourhood, *(near.score for near in one.neighbours)]
+
+
 def config(engine: str, **clustering: object) -> Config:
     rhythm = {"blocks": ["fluctuation", "spectral_centroid"], "clip": 3, "components": 5, "weight": 0.7}
     settings = {"engine": engine, "groups": {"rhythm": rhythm}, **clustering}
@@ -271,3 +285,30 @@ def fit_labels(open_engine: Open, vectors: Vectors, k: int, start: np.ndarray | 
     X = engine.place(fitted)
     start = start_centres(X, k, n_init=10, random_state=0) if start is None else start
     return nearest(X, engine.fit_centres(fitted, start))
+
+
+@pytest.mark.usefixtures("spark")
+def test_spark_submit_starts_the_command(tmp_path: Path) -> None:
+    """The exit code is the command's, and the master that of the configuration: at the other nobody is there."""
+    with closing(SQLiteStore(f"sqlite:///{tmp_path}/murmur.db")) as store:
+        store.upsert(library.tracks(12))
+    (tmp_path / "config.yaml").write_text("clustering: {n_clusters: 3}\nspark: {master: 'local[1]'}\n")
+    command = [
+        Path(sys.executable).with_name("spark-submit"),
+        "--master",
+        "spark://127.0.0.1:1",
+        Path(cli.__path__[0], "__main__.py"),
+    ]
+    said = {
+        arguments: subprocess.run(
+            [*command, *arguments.split()],
+            cwd=tmp_path,
+            env={**os.environ, "PYSPARK_PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for arguments in ("-q cluster", "-q cluster --clusters 13")
+    }
+    assert [done.returncode for done in said.values()] == [0, 2]
+    assert "12 written, 3 clusters" in said["-q cluster"].stdout

@@ -86,6 +86,21 @@ def test_various_artists_are_not_one_artist(store: SQLiteStore) -> None:
     assert one.apart == one.neighbours
 
 
+def test_an_artist_or_album_that_is_spelt_in_two_ways_is_one(store: SQLiteStore) -> None:
+    tracks = catalogue(spread=0.6)
+    respelt = [
+        one.model_copy(update={"rev": 2, "artist": f" {one.artist}".upper(), "album": f"{one.album}  "})
+        for i, one in enumerate(tracks)
+        if i // 6 % 2  # half of each artist's
+    ]
+    found = []
+    for written in (tracks, respelt):
+        store.upsert(written)
+        found += evaluate(Config(), "genre", ["clustering.n_clusters=3"], store=store).settings
+    assert found[0] == found[1]
+    assert found[0].apart != found[0].neighbours
+
+
 def test_the_run_in_force_goes_before_the_latest(store: SQLiteStore) -> None:
     store.upsert(catalogue())
     first = library.cluster_them(CONFIG, store).run_id

@@ -10,10 +10,11 @@ from typing import Any
 import clustering_library as library
 import pytest
 
-from clustering.place import Places, read_places
+from clustering.place import Places, read_places, settle
 from core.config import parse_config
-from core.records import Assignment, Run, Track
+from core.records import Assignment, Record, Run, Track
 from core.sqlite_store import SQLiteStore
+from core.store import Document
 
 CONFIG = parse_config({"clustering": {"engine": "sklearn"}})
 
@@ -105,3 +106,29 @@ def test_dropping_whatever_remains_leaves_the_others_as_they_were(store: SQLiteS
         places.drop(f"t{gone:03d}")
         places.drop(f"t{gone:03d}")
     assert places.assign(["t007"]) == []
+
+
+class Watched(SQLiteStore):
+    """A store that remembers whether it was asked for the features of the whole library."""
+
+    read_all = False
+
+    def scan(self, kind: type[Record], **options: Any) -> Iterator[Document]:
+        self.read_all |= kind is Track and "features" in (options.get("fields") or ["features"])
+        return super().scan(kind, **options)
+
+
+def test_tracks_that_came_later_are_assigned_and_what_does_not_fit_is_no_reason_to_read_the_library(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    *tracks, unfit, late = library.tracks(32)
+    with closing(Watched(f"sqlite:///{tmp_path}/test.db")) as store:
+        run = clustered(store, tracks)
+        store.upsert([unfit.model_copy(update={"features": {}})])
+        store.read_all = False
+        assert (settle(store, run), store.read_all, caplog.text) == (30, False, "")
+        store.upsert([late])
+        assert (settle(store, run), store.read_all) == (31, True)
+        assert {unfit.track_id, late.track_id} & library.assigned(store, run.run_id).keys() == {late.track_id}
+        store.read_all = False
+        assert (settle(store, run), store.read_all) == (31, False)

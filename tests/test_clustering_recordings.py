@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clustering.recordings import RECORDING, choose, one_artist, recording, same_recording
+from clustering.recordings import RECORDING, choose, one_name, recording, same_recording
 from core.records import Track
 
 
@@ -41,7 +41,7 @@ def test_a_name_that_stands_for_no_artist_or_for_many_is_none() -> None:
     found = described(*(track(9.0, 0.0, artist=name) for name in names))["artist"]
     assert found[0] == found[1] != 0
     assert not found[2:].any()
-    assert one_artist({"artist": " The  BAND"}) == "the band"
+    assert one_name(" The  BAND") == "the band"
 
 
 def slowly(rows: np.ndarray, ranked: list[int], liked: list[int], n: int, copies: bool, per_artist: int) -> list[int]:

@@ -109,6 +109,30 @@ def test_a_refresh_returns_what_joined_changed_or_left_and_nothing_the_next_time
         assert cluster.refresh() == []
 
 
+def test_what_is_iterated_over_is_of_one_moment_whatever_a_refresh_brings_meanwhile(world: World) -> None:
+    publish(world, FIRST)
+    with view(world, "c01") as cluster:
+        parts = [cluster.keys(), cluster.values(), cluster.items()]
+        before = [list(one) for one in parts]
+        begun = [iter(one) for one in parts]
+        first = [next(one) for one in begun]
+        publish(world, {"d": "c01"})
+        cluster.refresh()
+        assert list(cluster) == ["d"]
+        assert [[one, *rest] for one, rest in zip(first, begun, strict=True)] == before
+        assert before[2] == list(zip(before[0], before[1], strict=True))
+
+
+def test_where_nothing_came_no_member_is_looked_at(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(world, FIRST)
+    with view(world, "c01") as cluster:
+        monkeypatch.delattr("topics.views._differences")
+        assert cluster.refresh() == []
+        publish(world, FIRST | {"a": "c02"})
+        with pytest.raises(NameError):
+            cluster.refresh()
+
+
 def test_what_left_before_the_view_was_opened_is_not_in_it(world: World) -> None:
     publish(world, FIRST)
     publish(world, FIRST | {"a": "c02"})
@@ -144,6 +168,52 @@ def test_after_going_back_to_an_earlier_run_a_cluster_that_had_ended_lives(world
         world.publish(run_id=first.run_id)
         cluster.refresh()
         assert (list(cluster), cluster.successors, run_of(cluster)) == (["d"], [], first.run_id)
+
+
+def test_a_cluster_whose_members_all_left_the_library_has_ended_without_successors(world: World) -> None:
+    first = publish(world, FIRST)
+    with view(world, "c02") as cluster, view(world, "c01") as other:
+        assert not cluster.has_ended
+        publish_after(world, first, {"a": "c01", "b": "c01", "c": "c01"})
+        for one in (cluster, other):
+            one.refresh()
+        assert (cluster.has_ended, cluster.successors, len(cluster)) == (True, [], 0)
+        assert not other.has_ended
+
+
+def test_a_cluster_has_ended_in_an_earlier_run_that_never_had_it_and_lives_again_when_its_run_is_back(
+    world: World,
+) -> None:
+    first = publish(world, FIRST)
+    second = publish_after(world, first, FIRST | {"a": "c03", "b": "c03"})
+    with view(world, "c03") as cluster:
+        assert not cluster.has_ended
+        for run, has_ended in ((first, True), (second, False)):
+            world.publish(run_id=run.run_id)
+            cluster.refresh()
+            assert (run_of(cluster), cluster.has_ended, cluster.successors) == (run.run_id, has_ended, [])
+
+
+def test_a_cluster_that_is_being_born_has_not_ended_and_one_whose_birth_was_given_up_has(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "CHUNK", 1)
+    first = publish(world, FIRST)
+    publish_after(world, first, FIRST)
+    add_run(world.store, FIRST | {"a": "c03"})
+    with pytest.raises(JobDiedError):
+        world.publish(Mortal(world.bus, 5))
+    with view(world, "c03") as cluster:
+        assert not cluster.has_ended
+        publish(world, FIRST)
+        cluster.refresh()
+        assert cluster.has_ended
+
+
+def test_tracks_in_no_cluster_are_a_topic_that_never_ends(world: World) -> None:
+    publish(world, FIRST)
+    with view(world, "unclustered") as cluster:
+        assert (run_of(cluster) is not None, len(cluster), cluster.has_ended) == (True, 0, False)
 
 
 def test_until_a_publication_has_ended_the_run_is_the_one_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

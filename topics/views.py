@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from core.bus import Bus, open_bus
-from core.names import Names
+from core.bus import Bus, Offsets, open_bus
+from core.names import UNCLUSTERED, Names
 from core.records import Member, PublishedRun
 from topics.fold import Latest
 from topics.news import News, require_topic
@@ -46,7 +46,7 @@ class View(Mapping[str, Member]):
     """The members of one cluster by `track_id`, as they were when it was last refreshed; `view` opens one.
 
     It is a mapping to read, and a context manager that closes its connection. It may be read in other threads than
-    the one that refreshes it.
+    the one that refreshes it: `keys`, `values` and `items` are of one moment, and stay so after a refresh.
     """
 
     def __init__(self, bus: Bus, names: Names, cluster_id: str) -> None:
@@ -54,7 +54,9 @@ class View(Mapping[str, Member]):
         self._cluster_id = cluster_id
         self._topic = require_topic(bus, names, cluster_id)
         self._runs = RunsTopic(bus, names)
-        self._members = Latest(bus, self._topic, lambda _: Member)
+        self._latest = Latest(bus, self._topic, lambda _: Member)
+        self._members: Mapping[str, Member] = {}
+        self._read: tuple[Offsets, int] = ({}, 0)
         self._run: PublishedRun | None = None
         self.refresh()
 
@@ -67,8 +69,23 @@ class View(Mapping[str, Member]):
         return self._run
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the cluster was in a run, and is no longer in the one in force; `unclustered` never ends.
+
+        A cluster that is being born is in a later run, which is not published yet.
+        """
+        run = self._run
+        if run is None or self._cluster_id == UNCLUSTERED or self._cluster_id in run.sizes:
+            return False
+        sent = (one for one in self._runs.runs.values() if one.published or one.run_id < run.run_id)
+        return any(self._cluster_id in one.sizes for one in sent)
+
+    @property
     def successors(self) -> list[str]:
-        """The clusters that have now what this one had when it ended, the most of it first; none while it lives."""
+        """The clusters that have now what this one had when it ended, the most of it first.
+
+        None while it lives; none where all its members left the library, or the run in force is from before its birth.
+        """
         return _heirs(self._cluster_id, self._lineage()) if self._run else []
 
     def refresh(self) -> list[News]:
@@ -82,24 +99,39 @@ class View(Mapping[str, Member]):
         BackendError
             If the bus fails; then the view stays as it was, and the next refresh goes on from there.
         """
-        former = self._members.values
+        former, latest = self._members, self._latest
         self._runs.refresh()  # first: what the run in force names is below the end of what is read then
-        self._members.refresh()
+        latest.refresh()
         self._run = self._agreed()
-        return _differences(former, self._members.values)
+        if self._read == (latest.ends, latest.rev):
+            return []
+        self._members, self._read = latest.values, (latest.ends, latest.rev)
+        return _differences(former, self._members)
 
     def close(self) -> None:
         """Close the connection; the members stay readable."""
         self._bus.close()
 
     def __getitem__(self, track_id: str) -> Member:
-        return self._members.values[track_id]
+        return self._members[track_id]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._members.values)
+        return iter(self._members)
 
     def __len__(self) -> int:
-        return len(self._members.values)
+        return len(self._members)
+
+    def keys(self) -> KeysView[str]:
+        """Return the `track_id`s."""
+        return self._members.keys()
+
+    def values(self) -> ValuesView[Member]:
+        """Return the members."""
+        return self._members.values()
+
+    def items(self) -> ItemsView[str, Member]:
+        """Return the members, each with its `track_id`."""
+        return self._members.items()
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +148,7 @@ class View(Mapping[str, Member]):
         if run is None:
             return None
         offsets = run.offsets.get(self._topic, {})
-        there = all(end >= offsets.get(str(at.partition), 0) for at, end in self._members.ends.items())
+        there = all(end >= offsets.get(str(at.partition), 0) for at, end in self._latest.ends.items())
         return run if there else None
 
     def _lineage(self) -> list[PublishedRun]:
