@@ -90,6 +90,13 @@ def test_help_names_every_command_on_a_line_of_its_own(murmur: Murmur) -> None:
     assert "..." not in done.out.replace("[ARGS]...", "")
 
 
+@pytest.mark.parametrize("group", ["failures", "dlq", "export"])
+def test_help_of_a_group_says_of_each_verb_on_one_line_what_it_does(murmur: Murmur, group: str) -> None:
+    said = murmur(group, "--help").out.partition("Commands:\n")[2]
+    assert said
+    assert "..." not in said
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help(murmur: Murmur, command: str) -> None:
     done = murmur(command, "--help")
