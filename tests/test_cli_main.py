@@ -312,6 +312,31 @@ def test_a_track_is_found_by_path_by_id_and_by_a_part_of_its_title(murmur: Murmu
     assert len(back) == 5
 
 
+def test_an_earlier_run_is_in_force_until_the_latest_is_published_and_one_like_it_stays(
+    murmur: Murmur, finished: Path
+) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+
+    def nightly() -> list[int]:
+        for verb in (["cluster", "--engine", "sklearn"], ["publish"]):
+            assert murmur("-q", *verb).code == 0
+        return sizes()
+
+    def sizes() -> list[int]:
+        return [one["size"] for one in json.loads(murmur("clusters", "--json").out)]
+
+    (first,) = json.loads(murmur("clusters", "--history", "--json").out)
+    Path("config.yaml").write_text("clustering: {n_clusters: 1}")
+    assert nightly() == [6]
+    assert murmur("-q", "publish", "--run", first["run_id"]).code == 0
+    assert (sizes(), nightly()) == ([3, 3], [6])
+    assert murmur("-q", "cluster", "--engine", "sklearn", "--like", first["run_id"]).code == 0
+    Path("config.yaml").unlink()
+    assert (nightly(), nightly()) == ([3, 3], [3, 3])
+    assert len(json.loads(murmur("clusters", "--history", "--json").out)) == 3
+
+
 def test_what_is_similar_comes_with_the_clusters_to_subscribe_to(murmur: Murmur, finished: Path, tones: Path) -> None:
     os.chdir(finished)
     found = json.loads(murmur("similar", tones / "tone 1.wav", "--json").out)
