@@ -2,8 +2,9 @@
 
 The whole job `cluster`, cold, in a process of its own, by either engine, on tracks of the default profile in a SQLite
 file; at the smaller sizes, by Spark on a MongoDB-wire server too. Of each step there are the seconds, and of the
-process that drives the job, of its Java and of its Python workers the most memory, as the system tells it. A row is
-one run; all on one machine, where Java is driver and executor at once. The table goes to docs/scale.md.
+process that drives the job, of its Java and of its Python workers the most memory, as the system tells it; of all of
+them the seconds of processors, which a busy machine changes least. A row is one run; all on one machine, where Java is
+driver and executor at once. The table goes to docs/scale.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ import pyspark
 
 from benchmarks.streaming import TRACK, shortest
 from clustering import cluster
+from clustering.neighbours import products
 from clustering.place import store_all
+from clustering.ranking import Points, neighbourhoods, recommend
+from clustering.recordings import RECORDING
 from core import open_bus, open_store
 from core.blocks import BLOCKS, PROFILES
 from core.config import Config, parse_config
@@ -47,7 +51,9 @@ SPREAD = 1.0
 N_CLUSTERS = 50
 CORES = 2
 BATCH = 1000
-STAGES = {"read": "read", "fit": "fit", "neighbours": "neighbours", "write": "write"}
+SEARCHED = (10_000, 100_000, 1_000_000)
+N_ASKED, N_DIMENSIONS = 1_000, 60
+STAGES = ("read", "fit", "neighbours", "write")
 WHO = ("driver", "Java", "workers")
 
 
@@ -73,25 +79,49 @@ def main(sizes: Sequence[int]) -> None:
         processors=os.cpu_count(),
         load=os.getloadavg()[1],
         rows="\n".join(rows),
+        searches="\n".join(map(search, SEARCHED)),
+        asked=N_ASKED,
     )
     print(text)
     before, begin, rest = REPORT.read_text(encoding="utf-8").partition(BEGIN)
     REPORT.write_text(before + begin + "\n" + text + END + rest.partition(END)[2], encoding="utf-8")
 
 
+def search(n: int) -> str:
+    """Return a row of what the neighbours of some of n rows cost one processor."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(N_KINDS, N_LATENT))[np.arange(n) % N_KINDS] + rng.normal(size=(n, N_LATENT))
+    X = latent @ rng.normal(size=(N_LATENT, N_DIMENSIONS)) + 0.3 * rng.normal(size=(n, N_DIMENSIONS))
+    recordings = np.zeros(n, RECORDING)
+    recordings["duration"], recordings["artist"] = 3.0 * np.arange(n), np.arange(n) // 8 + 1
+    points = Points(X, products(X), np.ones(n), recordings)
+    rows = np.sort(rng.choice(n, N_ASKED, replace=False))
+    start = time.process_time()
+    neighbourhoods(points, rows)
+    between = time.process_time()
+    recommend(points, rows[:, None])
+    return f"| {n:,} | {between - start:.2f} | {time.process_time() - between:.2f} |"
+
+
 def measured(n: int, engine: str, what: str, url: str, folder: str) -> str:
     """Run the job in a process of its own; return a row of the table."""
-    seconds, peaks = run([sys.executable, "-m", "benchmarks.scale", "--job", engine, url, f"sqlite:///{folder}/bus.db"])
+    command = [sys.executable, "-m", "benchmarks.scale", "--job", engine, url, f"sqlite:///{folder}/bus.db"]
+    seconds, processor, memory = run(command)
     steps = " | ".join(f"{seconds.get(stage, 0):.1f}" for stage in STAGES)
-    memory = " | ".join(f"{peaks[who] / 1024:,.0f}" if who in peaks else "" for who in WHO)
-    row = f"| {n:,} | {engine}, {what} | {steps} | {sum(seconds.values()):.1f} | {memory} |"
+    peaks = " | ".join(f"{memory[who] / 1024:,.0f}" if who in memory else "" for who in WHO)
+    row = f"| {n:,} | {engine}, {what} | {steps} | {sum(seconds.values()):.1f} | {processor:.0f} | {peaks} |"
     print(row, flush=True)
     return row
 
 
-def run(command: list[str]) -> tuple[dict[str, float], dict[str, int]]:
-    """Run a job; return the seconds of each step, and the most memory that each kind of process took at once, KiB."""
+def run(command: list[str]) -> tuple[dict[str, float], float, dict[str, int]]:
+    """Run a job; return the seconds of each step, those of processors, and the most memory at once, KiB.
+
+    The memory is that of each kind of process. The processors' seconds are those of all, which a busy machine changes
+    little.
+    """
     most: dict[str, int] = defaultdict(int)
+    ticks: dict[int, int] = {}
     with Popen(command, stdout=PIPE, stderr=DEVNULL, text=True) as process:
         while process.poll() is None:
             resident: dict[str, int] = defaultdict(int)
@@ -99,12 +129,15 @@ def run(command: list[str]) -> tuple[dict[str, float], dict[str, int]]:
                 with suppress(OSError):
                     found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
                     resident[who] += int(found[1]) if found else 0
+                    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                    ticks[pid] = int(user) + int(system)
             for who, size in resident.items():
                 most[who] = max(most[who], size)
             time.sleep(0.2)
         assert process.returncode == 0
         assert process.stdout is not None
-        return json.loads(process.stdout.read()), most
+        processor = sum(ticks.values()) / os.sysconf("SC_CLK_TCK")
+        return json.loads(process.stdout.read()), processor, most
 
 
 def family(pid: int) -> Iterator[tuple[int, str]]:
@@ -131,7 +164,8 @@ def job(engine: str, store_url: str, bus_url: str) -> None:
     def watch(progress: Progress | None) -> None:
         since, now["since"] = now["since"], time.monotonic()
         seconds[now["stage"]] += now["since"] - since
-        now["stage"] = STAGES.get(progress.stage, now["stage"]) if progress else "write"
+        if progress and progress.stage in STAGES:
+            now["stage"] = progress.stage
 
     with closing(open_store(store_url)) as store, closing(open_bus(bus_url)) as bus:
         cluster.run(config, store=store, bus=bus, fresh=True, progress=watch)
@@ -173,11 +207,19 @@ def synthesise(n: int) -> Iterator[Track]:
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 PAGE = """
 Written by `scripts/bench scale`: Python {python}, Spark {spark} on `local[{cores}]`, {clusters} clusters, a cold start,
-on {processors} processors with a load of {load:.0f} when it ended. Seconds, then the most memory in MiB.
+on {processors} processors with a load of {load:.0f} when it ended. Seconds of each step, of
+all, and of the processors; then the most memory in MiB.
 
-| tracks | engine, store | read | fit | neighbours | write | all, s | driver | Java | workers |
-|---|---|---|---|---|---|---|---|---|---|
+| tracks | engine, store | read | fit | neighbours | write | all | processors | driver | Java | workers |
+|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
+
+The seconds of one processor for the neighbours of {asked:,} tracks: they grow with the library, and all its tracks
+ask, so that the whole grows with the square.
+
+| tracks in the library | how dense the surroundings are | the lists |
+|---|---|---|
+{searches}
 
 """
 

@@ -110,7 +110,7 @@ class Places:
         self._points.neighbourhoods[row], self._points.recordings[row] = neighbourhood, recording(track)
 
 
-def read_places(store: Store, run: Run) -> Places:
+def read_places(store: Store, run: Run, progress: Watch = ignore) -> Places:
     """Return the places of all tracks of a run's feature set, with the neighbourhoods as the run assigned them."""
     places = Places(run)
     known: dict[str, Document] = {}
@@ -128,6 +128,7 @@ def read_places(store: Store, run: Run) -> Places:
                 if track["track_id"] in known and known[track["track_id"]]["track_rev"] == track["rev"]
             },
         )
+        progress(Progress("place", len(places.ids), None))
     return places
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from core.bus import Bus, read_to_end
 from core.errors import ConfigError, MurmurError, RecordError
-from core.names import CURRENT, Names, digest
+from core.names import CURRENT, REQUESTED, Names, digest
 from core.records import Assignment, PublishedRun, Run, RunInForce
 from core.store import Document, Store
 
@@ -67,7 +67,7 @@ def run_ids_of(store: Store, *, complete: bool) -> list[str]:
 def runs_on(bus: Bus, names: Names) -> Iterator[PublishedRun]:
     """Yield what the runs topic says of each run, former words included."""
     for message in read_to_end(bus, [names.runs]) if names.runs in bus.topics() else ():
-        if message.value is not None and message.key != CURRENT.encode():
+        if message.value is not None and message.key not in (CURRENT.encode(), REQUESTED.encode()):
             with suppress(RecordError):  # `publish` warns of it
                 yield PublishedRun.from_json(message.value)
 

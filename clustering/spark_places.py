@@ -93,6 +93,7 @@ def assign(
     measured = _collected(session, n, partial(measure, files))
     radii = np.concatenate([np.frombuffer(part, np.float64) for part in measured])
     progress(Progress("neighbours", n, n))
+    progress(Progress("write", 0, n))
     written = _collected(session, n, partial(write, files._replace(neighbourhoods=share(radii)), store, run))
     progress(Progress("write", n, n))
     return sum(int.from_bytes(part) for part in written)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 CURRENT = "current"
 """The key of the runs topic that names the run in force."""
+REQUESTED = "requested"
+"""The key of the runs topic that names the run that the follower is to put in force."""
 UNCLUSTERED = "unclustered"
 """Stands for a cluster id where a track is too far from every centre."""
 
@@ -43,7 +45,7 @@ class Names:
 
     @property
     def runs(self) -> str:
-        """The published runs, and the key `CURRENT`; compacted."""
+        """The published runs, and the keys `CURRENT` and `REQUESTED`; compacted."""
         return f"{self.prefix}clusters.runs.v1"
 
     @property

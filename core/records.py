@@ -332,11 +332,23 @@ class RunInForce(Record):
     current: ClassVar[str] = "current"
 
     run_id: str
+    answered: Int64 = 0
+    """The `rev` of the last request that was answered: by this, or by a refusal."""
+    refused: str = ""
+    """Why that request could not be done."""
 
     @property
     def key(self) -> str:
         """Always ``current``."""
         return self.current
+
+
+class RunRequest(Value):
+    """The value under the key ``requested`` of the runs topic: what the follower is asked for."""
+
+    run_id: str
+    rev: Int64
+    """As in the header."""
 
 
 class Neighbour(Value):
@@ -435,10 +447,6 @@ class PublishedRun(Value):
     published: bool = False
     offsets: dict[str, dict[str, Int64]] = {}
     """Topic → partition → offset up to which it must be read for a consistent view."""
-    requested: bool = False
-    """Whether the publisher that follows the tracks is asked to put the run in force."""
-    refused: str = ""
-    """Why it could not."""
     changes: dict[str, Int64] = {}
     """How many tracks joined, moved, changed and left with the publication."""
     input_digest: str = ""

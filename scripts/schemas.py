@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from core.names import CURRENT, Names
-from core.records import Failure, LedgerEntry, Member, PublishedRun, Record, Run, RunInForce, Track
+from core.names import CURRENT, REQUESTED, Names
+from core.records import Failure, LedgerEntry, Member, PublishedRun, Record, Run, RunInForce, RunRequest, Track
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -24,7 +24,10 @@ TOPICS: dict[str, tuple[object, str]] = {
     NAMES.cluster("ID"): (Member, "The members of the cluster ID. Key: track_id. A tombstone: the track has left."),
     NAMES.members: (LedgerEntry, "What was last sent of each track. Key: track_id. A tombstone: it is in no cluster."),
     NAMES.spaces: (Run, "The published runs in full: their spaces and centres. Key: run_id."),
-    NAMES.runs: (PublishedRun | RunInForce, f"Published runs. Key: run_id; and {CURRENT}, with the run in force."),
+    NAMES.runs: (
+        PublishedRun | RunInForce | RunRequest,
+        f"Published runs. Key: run_id; {CURRENT}, with the run in force; {REQUESTED}, with the run that is asked for.",
+    ),
 }
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import clustering_library as library
-import kafka
 import pytest
 import yaml
-from topics_library import World, add_run, opened, said, settings
+from topics_library import World, add_run, delete_topic, opened, said, settings
 
 from cli.main import main
 from core import open_bus, open_store
@@ -218,7 +215,7 @@ def test_a_topic_that_was_deleted_is_made_again_and_no_track_is_in_two_clusters_
     world.publish()
     every = {"a cluster's": names.cluster("c01"), "the ledger": names.members, "the runs'": names.runs}
     for name in [every[topic]] if topic in every else [*every.values(), names.cluster("c02"), names.spaces]:
-        delete(world, name)
+        delete_topic(world, name)
     run = add_run(world.store, MOVED)
     world.publish()
     assert world.said() == MOVED
@@ -231,7 +228,7 @@ def test_a_topic_that_was_deleted_is_made_again_and_no_track_is_in_two_clusters_
 def test_a_topic_of_the_spaces_that_was_deleted_has_all_published_runs_again(world: World) -> None:
     runs = [add_run(world.store, FIRST)]
     world.publish()
-    delete(world, world.names.spaces)
+    delete_topic(world, world.names.spaces)
     runs.append(add_run(world.store, MOVED))
     world.publish()
     kept = fold(read_to_end(world.bus, [world.names.spaces]), Run)
@@ -241,22 +238,9 @@ def test_a_topic_of_the_spaces_that_was_deleted_has_all_published_runs_again(wor
 def test_after_the_ledger_was_deleted_tracks_keep_the_run_in_which_they_joined(world: World) -> None:
     first = add_run(world.store, FIRST)
     world.publish()
-    delete(world, world.names.members)
+    delete_topic(world, world.names.members)
     second = add_run(world.store, MOVED)
     world.publish()
     topics = [read_to_end(world.bus, [world.names.cluster(cluster_id)]) for cluster_id in ("c01", "c02")]
     since = {track_id: one.since_run for topic in topics for track_id, one in fold(topic, Member).items()}
     assert since == dict.fromkeys(FIRST, first.run_id) | {"b": second.run_id}
-
-
-def delete(world: World, topic: str) -> None:
-    """Delete a topic, as somebody with the tools of the bus does."""
-    url = world.config.bus.url
-    if not url.startswith("kafka:"):
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
-            connection.execute("DELETE FROM topics WHERE name = ?", (topic,))
-        return
-    with closing(kafka.KafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://").split(","))) as admin:
-        admin.delete_topics([topic])
-    while topic in world.bus.topics():
-        time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -10,9 +9,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import kafka
 import pytest
-from topics_library import World, add_run, messages, opened, settings, track
+from topics_library import World, add_run, delete_topic, messages, opened, settings, track
 
 from core.bus import TopicPartition, lag
 from core.errors import BackendError, FencedError, MurmurError
@@ -135,7 +133,7 @@ class TestRouting:
             arrive(world, track("g", 2.0), track("a", 2.0), track("h", 1.2))
             until(routed(world, "h", "c01"))
         report = world.publish(run_id=run.run_id)
-        assert (report.sent, report.written) == (0, 0)
+        assert report.sent == 0
 
     def test_a_track_whose_features_change_moves(self, world: World) -> None:
         add_run(world.store, FIRST)
@@ -266,7 +264,7 @@ class TestBeginning:
         world.publish()
         later = add_run(world.store, FIRST | {"a": "c02"})
         with closing(RunsTopic(world.bus, world.names)) as topic:
-            topic.request(later)
+            topic.ask(later)
         with following(world):
             until(lambda: in_force(world) == later.run_id)
 
@@ -274,8 +272,24 @@ class TestBeginning:
         with pytest.raises(MurmurError, match="murmur cluster"):
             follow.run(world.config, store=world.store, bus=world.bus, until=lambda: False)
 
+    def test_told_to_stop_before_it_has_begun_it_does_nothing(self, world: World) -> None:
+        add_run(world.store, FIRST)
+        report = follow.run(world.config, store=world.store, bus=world.bus, until=lambda: True)
+        assert report.sent == 0
+        assert in_force(world) is None
+
 
 class TestOnePublisher:
+    def test_a_second_follower_that_is_stopped_while_it_waits_leaves_the_first_alone(self, world: World) -> None:
+        add_run(world.store, FIRST)
+        with following(world) as first:
+            second = Following(world)
+            time.sleep(1.0)
+            second.stop()
+            arrive(world, track("g", 2.0))
+            until(routed(world, "g", "c02"))
+            assert not first.has_ended()
+
     def test_a_second_follower_is_refused_and_the_first_goes_on(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -341,20 +355,20 @@ class TestOnePublisher:
         until(lambda: idle.poll(0.2) or world.bus.has_members(world.names.follow_group))
         asking = Thread(target=lambda: publish_elsewhere(world))
         asking.start()
-        until(lambda: requested(world) == [run.run_id])
+        until(lambda: requested(world) == run.run_id)
         idle.close()
         asking.join(SECONDS)
         assert world.said() == FIRST
-        assert requested(world) == []
+        assert requested(world) is None
 
     def test_a_request_that_another_publication_overtook_is_no_longer_one(self, world: World) -> None:
         first = add_run(world.store, FIRST)
         world.publish()
         with closing(RunsTopic(world.bus, world.names)) as topic:
-            topic.request(first)
+            topic.ask(first)
         later = add_run(world.store, FIRST | {"a": "c02"})
         world.publish()
-        assert requested(world) == []
+        assert requested(world) is None
         assert in_force(world) == later.run_id
 
     def test_a_cluster_topic_that_is_gone_is_made_anew_and_filled(
@@ -364,13 +378,13 @@ class TestOnePublisher:
         add_run(world.store, FIRST)
         with following(world):
             until(routed(world, "f", "c02"))
-            delete(world, bus_url, world.names.cluster("c02"))
+            delete_topic(world, world.names.cluster("c02"))
             until(lambda: world.names.cluster("c02") in world.bus.topics() and world.said() == FIRST)
 
 
-def requested(world: World) -> list[str]:
+def requested(world: World) -> str | None:
     with closing(RunsTopic(world.bus, world.names)) as topic:
-        return [run.run_id for run in topic.requested()]
+        return topic.request.run_id if topic.request else None
 
 
 def publish_elsewhere(world: World) -> None:
@@ -378,21 +392,22 @@ def publish_elsewhere(world: World) -> None:
         own.publish()
 
 
-def delete(world: World, bus_url: str, topic: str) -> None:
-    if bus_url:
-        admin = kafka.KafkaAdminClient(bootstrap_servers=bus_url.removeprefix("kafka://").split(","))
-        admin.delete_topics([topic])
-        admin.close()
-        until(lambda: topic not in world.bus.topics())
-    else:
-        with closing(sqlite3.connect(world.config.bus.url.removeprefix("sqlite:///"))) as connection, connection:
-            connection.execute("DELETE FROM topics WHERE name = ?", (topic,))
-
-
-def test_the_offsets_of_a_run_are_those_of_a_consistent_view(world: World) -> None:
+def test_the_mark_of_the_run_in_force_names_the_offsets_of_what_was_routed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "LOOK_SECONDS", 0.5)
     run = add_run(world.store, FIRST)
+
+    def sizes() -> dict[str, int]:
+        with closing(RunsTopic(world.bus, world.names)) as topic:
+            return topic.runs[run.run_id].sizes
+
     with following(world):
-        until(routed(world, "f", "c02"))
+        arrive(world, track("g", 2.0))
+        until(lambda: sizes()["c02"] == 4)
+        arrive(world, track("h", 2.0))
+        until(routed(world, "h", "c02"))
+    assert sizes()["c02"] == 5
     with closing(RunsTopic(world.bus, world.names)) as topic:
         named = topic.runs[run.run_id].offsets
     ends = world.bus.ends(list(named))

@@ -15,7 +15,15 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from test_topics_publish_killed import SECONDS, Subscriber, clustering, die, following, kill_a_publisher
+from test_topics_publish_killed import (
+    SECONDS,
+    Subscriber,
+    clustering,
+    die,
+    following,
+    kill_a_publisher,
+    offsets_of,
+)
 from topics_library import Mortal, World, add_run, cluster_topics, opened, settings, track
 
 from core import kafka
@@ -113,12 +121,16 @@ def arrive(world: World, rng: random.Random) -> None:
         producer.flush()
 
 
-def expected(world: World) -> set[tuple[str, str]]:
-    """Return (topic, track id) as the store has it: the tracks there are, by the run in force."""
+def in_force(world: World) -> str:
     current = world.store.get(RunInForce, RunInForce.current)
     assert current is not None
+    return current.run_id
+
+
+def expected(world: World) -> set[tuple[str, str]]:
+    """Return (topic, track id) as the store has it: the tracks there are, by the run in force."""
     there = {one["track_id"] for one in world.store.scan(Track, fields=["track_id"])}
-    found: Iterator[Document] = world.store.scan(Assignment, prefix=f"{current.run_id}/")
+    found: Iterator[Document] = world.store.scan(Assignment, prefix=f"{in_force(world)}/")
     assigned = {one["track_id"]: one["cluster_id"] for one in found}
     assert there <= assigned.keys(), "a track is not assigned"
     return {(world.names.cluster(assigned[track_id]), track_id) for track_id in there}
@@ -159,4 +171,8 @@ def test_with_a_live_follower_that_is_killed_too_a_subscriber_ends_with_the_assi
                 await_rest(world, subscriber)
                 assert subscriber.members == expected(world)
             killed += follower.killed
+            world.publish(run_id=in_force(world))  # the last follower may have been killed at its last step
+            subscriber.read_up_to(named := offsets_of(world, in_force(world)))
+            assert subscriber.members == expected(world)
+            assert named == world.bus.ends(cluster_topics(world.bus, world.names))
     assert killed

@@ -18,7 +18,7 @@ from topics_library import Mortal, World, add_run, opened, settings
 
 from core.bus import Offsets, TopicPartition, read_to_end
 from core.config import Config
-from core.names import CURRENT, Names
+from core.names import CURRENT, REQUESTED, Names
 from core.records import Assignment, PublishedRun
 from topics import publisher
 from topics.fold import fold
@@ -119,7 +119,11 @@ def clustering(rng: random.Random) -> dict[str, str]:
 
 def offsets_of(world: World, run_id: str) -> Offsets:
     """Return the offsets that a run names once it is complete."""
-    messages = [one for one in read_to_end(world.bus, [world.names.runs]) if one.key != CURRENT.encode()]
+    messages = [
+        one
+        for one in read_to_end(world.bus, [world.names.runs])
+        if one.key not in (CURRENT.encode(), REQUESTED.encode())
+    ]
     run = fold(messages, PublishedRun)[run_id]
     assert run.published
     return {

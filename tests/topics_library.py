@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import kafka
 
 from clustering.identity import number
 from core import open_bus, open_store
@@ -181,6 +185,19 @@ def settings(folder: Path, bus: str) -> Config:
     return parse_config(
         {"store": file, "bus": bus or file, "topics": {"prefix": prefix, "partitions": partitions, "replication": -1}}
     )
+
+
+def delete_topic(world: World, topic: str) -> None:
+    """Delete a topic, as somebody with the tools of the bus does."""
+    url = world.config.bus.url
+    if not url.startswith("kafka:"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+            connection.execute("DELETE FROM topics WHERE name = ?", (topic,))
+        return
+    with closing(kafka.KafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://").split(","))) as admin:
+        admin.delete_topics([topic])
+    while topic in world.bus.topics():
+        time.sleep(0.05)
 
 
 class JobDiedError(Exception):

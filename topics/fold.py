@@ -62,9 +62,13 @@ class Latest(Generic[V]):
     topic : str
     kind : callable
         Tells what a message should be.
+    until : callable, optional
+        As `core.patience.patience` takes it.
     """
 
-    def __init__(self, bus: Bus, topic: str, kind: Callable[[Message], type[V]]) -> None:
+    def __init__(
+        self, bus: Bus, topic: str, kind: Callable[[Message], type[V]], until: Callable[[], bool] | None = None
+    ) -> None:
         self.values: dict[str, V] = {}
         """The last value of each key; another dict after each refresh."""
         self.ends: Offsets = {}
@@ -75,12 +79,13 @@ class Latest(Generic[V]):
         """As far as was read, be it not to the end."""
         self._kind = kind
         self._consumer = bus.consumer([topic])
-        self._patiently = patience(self._consumer, None)
+        self._patiently = patience(self._consumer, until)
 
     def refresh(self) -> None:
         """Read on to the end there is now; from the beginning if the topic was deleted and made anew.
 
-        A broken connection is waited for, two minutes at most; then it raises, and the values stay as they were.
+        A broken connection is waited for, two minutes at most without `until`; then it raises. Where it does, or
+        `until` has come, the values stay as they were.
         """
         self._patiently(self._read_on)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import NamedTuple
 
-from clustering.place import read_places, store_all
+from clustering.place import Places, read_places, store_all
 from clustering.runs import require_published_runs, require_run
 from core.bus import Bus, Consumer, Message
 from core.config import Config
@@ -17,16 +17,16 @@ from core.jobs import Progress, Report, Watch, ignore
 from core.metrics import count_batch, lag_watch
 from core.names import Names
 from core.patience import patience
-from core.records import Assignment, Run, Track
+from core.records import Assignment, Run, RunRequest, Track
 from core.store import Document, Store
-from topics.due import Due, Judge, leaver, read_titles, title_of
+from topics.due import Due, Judge, Titles, leaver, read_titles, title_of
 from topics.fold import Change, changes
 from topics.publish import latest_or_named, tell
 from topics.publisher import CHUNK, Publisher, opened_publisher
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 10.0
-"""Between two looks whether a topic is gone."""
+"""Between two looks whether a topic is gone, and whether the mark of the run is out of date."""
 SESSION_SECONDS = 12.0
 """For which a follower that was killed still counts as one, and some more."""
 
@@ -39,7 +39,8 @@ class Batch(NamedTuple):
     read: int
     written: int
     due: list[Due]
-    seconds: float
+    began: float
+    """By the monotonic clock, s."""
 
 
 def run(
@@ -56,10 +57,11 @@ def run(
     Reads what `publish` reads, and the topic of the tracks from the group's committed offsets. Writes what `publish`
     writes, and each track that arrives and its assignment by the run in force to the store; the messages of a batch and
     its offsets travel in one transaction. It begins with a whole publication, so that whatever an earlier follower
-    left undone is done then. A cluster topic that is gone is made anew and filled. What is no track is left to `load`.
+    left undone is done then. A cluster topic that is gone is made anew and filled, and the mark of the run in force is
+    brought up to date every 10 s with what was routed. What is no track is left to `load`.
 
-    A broken connection is waited for while the bus is read and the store is written; one that breaks a transaction ends
-    the job, since nobody can say what became of it: started again, it goes on from there.
+    A broken connection is waited for while the bus is read and what arrives is stored; one that breaks a transaction
+    or a whole publication ends the job, since nobody can say what became of it: started again, it goes on from there.
 
     Parameters
     ----------
@@ -91,31 +93,21 @@ def run(
     names = Names(config.topics.prefix)
     require_published_runs(store, bus, names)
     bus.create_topics([*config.topics.of_tracks(), *config.topics.of_clusters([])])
-    _await_nobody(bus, names.follow_group, until)
     read = written = 0
     with closing(bus.consumer([names.tracks], group=names.follow_group)) as consumer:
-        _join(bus, names.follow_group, consumer, until)
-        with opened_publisher(config, store=store, bus=bus, commits=consumer) as publisher:
-            follower = Follower(publisher, consumer, progress)
-            follower.begin(run_id)
-            patiently, look_at_lag = patience(consumer, until), lag_watch(bus, names.follow_group, [names.tracks])
-
-            def next_batch() -> Batch | None:
-                look_at_lag()
-                return None if until() else follower.read()
-
-            while (batch := patiently(next_batch)) is not None:
+        if not (_is_alone(bus, names.follow_group, until) and _has_joined(bus, names.follow_group, consumer, until)):
+            return Report(seconds=time.monotonic() - started)
+        with opened_publisher(config, store=store, bus=bus, commits=consumer, until=until) as publisher:
+            follower = Follower(publisher, consumer, run_id, until, progress)
+            while batch := follower.next_batch():
                 if batch.read:
-                    publisher.send_together(follower.run.feature_set, batch.due)
+                    follower.send(batch)
                     read, written = read + batch.read, written + batch.written
-                    count_batch(batch.read, batch.written, 0, batch.seconds)
                     progress(Progress("route", read, None))
                 follower.attend()
+            follower.renew()
     return Report(
-        read=read,
-        written=written + publisher.written,
-        sent=publisher.sent,
-        seconds=time.monotonic() - started,
+        read=read, written=written + publisher.written, sent=publisher.sent, seconds=time.monotonic() - started
     )
 
 
@@ -128,74 +120,77 @@ class Follower:
         Whose transactions carry the consumer's position.
     consumer : Consumer
         Of the tracks.
+    run_id : str, optional
+        The run to begin with; default: the one that is asked for, else the one in force, else the latest.
+    until : callable
     progress : callable
     """
 
-    def __init__(self, publisher: Publisher, consumer: Consumer, progress: Watch) -> None:
-        self._publisher, self._consumer, self._progress = publisher, consumer, progress
-        self._store = publisher.store
-        self._look_at = 0.0
-        self.run: Run
+    def __init__(
+        self,
+        publisher: Publisher,
+        consumer: Consumer,
+        run_id: str | None,
+        until: Callable[[], bool],
+        progress: Watch,
+    ) -> None:
+        self._publisher, self._consumer, self._until, self._progress = publisher, consumer, until, progress
+        self._store, self._runs = publisher.store, publisher.runs
+        self._patiently = patience(consumer, until)
+        self._look_at_lag = lag_watch(publisher.bus, publisher.names.follow_group, [publisher.names.tracks])
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._has_sent = False
+        """Whether the mark of the run in force is out of date."""
+        if run_id is None and self._runs.request:
+            run_id = self._runs.request.run_id
+        if run_id is None and self._runs.in_force:
+            run_id = self._runs.in_force.run_id
+        run = latest_or_named(self._store, run_id)
+        self._send_whole(run)
+        self._routing = self._routing_by(run)
 
-    def begin(self, run_id: str | None) -> None:
-        """Publish the run that is asked for, else the one in force, else the latest."""
-        runs = self._publisher.runs
-        if run_id is None and (asked := runs.requested()):
-            run_id = asked[-1].run_id
-        if run_id is None and runs.in_force:
-            run_id = runs.in_force.run_id
-        self._publish(latest_or_named(self._store, run_id))
+    def next_batch(self) -> Batch | None:
+        """Return what has arrived, None once it is time to stop; a broken connection is waited for."""
+        return self._patiently(lambda: None if self._until() else self._read())
 
-    def read(self) -> Batch:
-        """Read what has arrived, bring the store up to date, and return what is to be sent of it."""
+    def send(self, batch: Batch) -> None:
+        """Send what a batch changes, and commit its offsets with that."""
+        self._publisher.send_together(self._routing.run.feature_set, batch.due)
+        self._has_sent = self._has_sent or bool(batch.due)
+        count_batch(batch.read, batch.written, 0, time.monotonic() - batch.began)
+
+    def attend(self) -> None:
+        """Publish the run that is asked for, if one is; now and then see to the topics and the mark."""
+        self._runs.refresh()
+        if self._runs.request:
+            self._answer(self._runs.request)
+        elif time.monotonic() >= self._look_at:
+            if self._patiently(self._publisher.lost_clusters):
+                log.warning("%s: a cluster topic is gone; it is made anew", self._publisher.bus.url)
+                self._publish(self._routing.run)
+            self.renew()
+            self._look_at = time.monotonic() + LOOK_SECONDS
+
+    def renew(self) -> None:
+        """Bring the mark of the run in force up to date with what was routed."""
+        if self._has_sent:
+            self._publisher.renew(self._routing.run)
+            self._has_sent = False
+
+    def _read(self) -> Batch:
+        """Read what has arrived, bring the store up to date, and say what is to be sent of it."""
+        self._look_at_lag()
         messages = self._consumer.poll(POLL_SECONDS, CHUNK)
-        started = time.monotonic()
+        began = time.monotonic()
         news = self._news(messages)
         written = self._store.upsert(change.value for change in news if change.value).written
         written += self._store.delete(Track, {change.key: change.rev for change in news if not change.value}).written
         found = {change.key: self._store.get(Track, change.key) for change in news}
         there = {key: track.model_dump() for key, track in found.items() if track}
-        assigned = self._place(there, gone=found.keys() - there.keys())
+        assigned = self._routing.place(there, gone=found.keys() - there.keys())
         store_all(self._store, assigned)
-        due = list(self._due(found, {one.track_id: one.model_dump() for one in assigned}))
-        return Batch(len(messages), written + len(assigned), due, time.monotonic() - started)
-
-    def attend(self) -> None:
-        """Publish the run that is asked for, if one is, and what went to topics that are gone."""
-        runs = self._publisher.runs
-        runs.refresh()
-        if asked := runs.requested():
-            self._answer(asked[-1].run_id)
-        elif time.monotonic() >= self._look_at:
-            if self._publisher.lacks_topics():
-                log.warning("%s: a cluster topic is gone; it is made anew", self._publisher.bus.url)
-                self._publish(self.run)
-            self._look_at = time.monotonic() + LOOK_SECONDS
-
-    def _answer(self, run_id: str) -> None:
-        try:
-            self._publish(require_run(self._store, run_id))
-        except BackendError:
-            raise
-        except MurmurError as error:
-            log.warning("run %s is asked for: %s", run_id, error)
-            self._publisher.refuse(run_id, str(error))
-
-    def _publish(self, run: Run) -> None:
-        """Publish a whole run, and place what arrives by it from now on."""
-
-        def stay(progress: Progress) -> None:
-            self._consumer.rewind(0.001)  # a member that does not poll for minutes is put out of its group
-            self._progress(progress)
-
-        before = self._publisher.sent
-        tally = self._publisher.publish(run, stay)
-        tell(run, self._publisher.sent - before, tally)
-        self.run = run
-        self._places = read_places(self._store, run)
-        self._titles = read_titles(self._store)
-        self._judge = Judge(run, self._titles)
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        due = list(self._due(there, found.keys() - there.keys(), {one.track_id: one for one in assigned}))
+        return Batch(len(messages), written + len(assigned), due, began)
 
     def _news(self, messages: Iterable[Message]) -> list[Change[Track]]:
         """Return the latest change of each track, but for those that were sent already."""
@@ -210,44 +205,86 @@ class Follower:
             if change.value is None or change.key not in ledger or ledger[change.key].track_rev < change.rev
         ]
 
-    def _place(self, tracks: dict[str, Document], gone: Iterable[str]) -> list[Assignment]:
-        """Return the assignments of those that have a place."""
-        for track_id, track in tracks.items():
-            self._titles[track_id] = title_of(track)
-        for track_id in gone:
-            self._titles.pop(track_id, None)
-            self._places.drop(track_id)
-        return self._places.place(tracks.values())
-
-    def _due(self, found: dict[str, Track | None], assigned: dict[str, Document]) -> Iterator[Due]:
+    def _due(
+        self, tracks: Mapping[str, Document], gone: Iterable[str], assigned: Mapping[str, Assignment]
+    ) -> Iterator[Due]:
         """Yield what is to be sent; a track that has no place any more keeps the one it had."""
-        ledger = self._publisher.ledger
-        for track_id, track in found.items():
-            last = ledger.get(track_id)
-            if track is None:
-                if last:
-                    yield leaver(last)
-                continue
-            assignment = assigned.get(track_id) or self._former(track_id)
-            if assignment and (due := self._judge.compare(last, assignment, track.model_dump())):
+        ledger, run_id = self._publisher.ledger, self._routing.run.run_id
+        yield from (leaver(ledger[track_id]) for track_id in gone if track_id in ledger)
+        for track_id, track in tracks.items():
+            found = assigned.get(track_id) or self._store.get(Assignment, f"{run_id}/{track_id}")
+            due = self._routing.judge.compare(ledger.get(track_id), found.model_dump(), track) if found else None
+            if due:
                 yield due
 
-    def _former(self, track_id: str) -> Document | None:
-        found = self._store.get(Assignment, f"{self.run.run_id}/{track_id}")
-        return found.model_dump() if found else None
+    def _answer(self, request: RunRequest) -> None:
+        try:
+            self._publish(require_run(self._store, request.run_id))
+        except BackendError:
+            raise
+        except MurmurError as error:
+            log.warning("run %s is asked for: %s", request.run_id, error)
+            self._publisher.refuse(str(error))
+
+    def _publish(self, run: Run) -> None:
+        """Publish a whole run, and place what arrives by it from now on."""
+        self._send_whole(run)
+        if run.run_id != self._routing.run.run_id:
+            del self._routing  # two libraries would take twice the memory
+            self._routing = self._routing_by(run)
+
+    def _send_whole(self, run: Run) -> None:
+        before = self._publisher.sent
+        tally = self._publisher.publish(run, self._stay)
+        tell(run, self._publisher.sent - before, tally)
+        self._has_sent = False
+
+    def _routing_by(self, run: Run) -> Routing:
+        titles = read_titles(self._store)
+        return Routing(run, read_places(self._store, run, self._stay), titles, Judge(run, titles))
+
+    def _stay(self, progress: Progress) -> None:
+        """Pass progress on, and poll: a member that does not for minutes is put out of its group."""
+        self._consumer.rewind(0.001)
+        self._progress(progress)
 
 
-def _await_nobody(bus: Bus, group: str, until: Callable[[], bool]) -> None:
-    """Wait until a follower that was killed no longer counts; raise if it is alive."""
+class Routing(NamedTuple):
+    """What places and names the tracks that arrive."""
+
+    run: Run
+    places: Places
+    titles: Titles
+    judge: Judge
+    """With these titles."""
+
+    def place(self, tracks: Mapping[str, Document], gone: Iterable[str]) -> list[Assignment]:
+        """Return the assignments of those that have a place."""
+        for track_id, track in tracks.items():
+            self.titles[track_id] = title_of(track)
+        for track_id in gone:
+            self.titles.pop(track_id, None)
+            self.places.drop(track_id)
+        return self.places.place(tracks.values())
+
+
+def _is_alone(bus: Bus, group: str, until: Callable[[], bool]) -> bool:
+    """Wait until a follower that was killed no longer counts; raise if it is alive; False if it is time to stop."""
     deadline = time.monotonic() + SESSION_SECONDS
-    while bus.has_members(group) and not until():
+    while not until():
+        if not bus.has_members(group):
+            return True
         if time.monotonic() > deadline:
             raise MurmurError(f"{bus.url}: another `murmur publish --follow` is at work; stop it first")
         time.sleep(POLL_SECONDS)
+    return False
 
 
-def _join(bus: Bus, group: str, consumer: Consumer, until: Callable[[], bool]) -> None:
-    """Become known as the follower, before a publisher that is fenced looks for one."""
-    while not bus.has_members(group) and not until():
+def _has_joined(bus: Bus, group: str, consumer: Consumer, until: Callable[[], bool]) -> bool:
+    """Become known as the follower, before a publisher that is fenced looks for one; False if it is time to stop."""
+    while not until():
         consumer.poll(POLL_SECONDS, 1)
-    consumer.rewind()
+        if bus.has_members(group):
+            consumer.rewind()
+            return True
+    return False

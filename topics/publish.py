@@ -11,7 +11,7 @@ from clustering.runs import latest_run, require_published_runs, require_run
 from core.bus import Bus
 from core.config import Config
 from core.errors import FencedError, MurmurError
-from core.jobs import Report, Watch, ignore
+from core.jobs import Progress, Report, Watch, ignore
 from core.names import Names
 from core.records import Run
 from core.store import Store
@@ -42,12 +42,13 @@ def run(config: Config, *, store: Store, bus: Bus, run_id: str | None = None, pr
     run_id : str, optional
         Default: the latest.
     progress : callable
-        Not told what a follower does.
+        Where a follower does the work, told how long it takes.
 
     Returns
     -------
     Report
-        `read` counts tracks in clusters, `unchanged` those that the topics had already, `sent` messages.
+        `read` counts tracks in clusters, `unchanged` those that the topics had already, `sent` messages on
+        cluster topics.
 
     Raises
     ------
@@ -91,27 +92,26 @@ def ask(config: Config, run: Run, *, store: Store, bus: Bus, progress: Watch) ->
     """Ask the follower to put a run in force, and wait until it has; None if it is gone before."""
     started = time.monotonic()
     names = Names(config.topics.prefix)
-    log.info("run %s: `murmur publish --follow` is at work, and is asked for it", run.run_id)
     with closing(RunsTopic(bus, names)) as topic:
-        topic.request(run)
-        looked = time.monotonic()
-        while (answer := topic.runs[run.run_id]).requested:
-            time.sleep(POLL_SECONDS)
-            topic.refresh()
+        asked = topic.ask(run)
+        looked = 0.0
+        while topic.in_force is None or topic.in_force.answered < asked.rev:
             if time.monotonic() - looked > LOOK_SECONDS:
                 if not bus.has_members(names.follow_group):
                     return None
                 looked = time.monotonic()
-        if answer.refused:
-            raise MurmurError(answer.refused)
+                progress(Progress("seconds that `murmur publish --follow` takes:", round(looked - started), None))
+            time.sleep(POLL_SECONDS)
+            topic.refresh()
+        if topic.in_force.refused:
+            raise MurmurError(topic.in_force.refused)
         if not topic.is_in_force(run.run_id):
             raise MurmurError(f"{bus.url}: another run was asked for after {run.run_id}, and is in force instead")
-        assert topic.in_force is not None
         written = store.upsert([topic.in_force]).written
-    changed = Counter(answer.changes)
-    tell(run, changed.total(), changed)
-    members = sum(answer.sizes.values())
+        answer = topic.runs[run.run_id]
+    changed, members = Counter(answer.changes), sum(answer.sizes.values())
     sent = changed.total() + changed["moved"]
+    tell(run, sent, changed)
     stayed = members - changed["joined"] - changed["moved"] - changed["changed"]
     return Report(read=members, written=written, unchanged=stayed, sent=sent, seconds=time.monotonic() - started)
 

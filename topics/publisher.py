@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +51,7 @@ class Publisher:
     rev: int
     """The last one that was used."""
     sent: int = 0
+    """Messages on cluster topics."""
     written: int = 0
     """Records of the store."""
 
@@ -87,27 +88,44 @@ class Publisher:
         self.written += self.store.upsert([self.runs.in_force]).written
         return tally
 
-    def refuse(self, run_id: str, reason: str) -> None:
-        """Answer a request with the reason why it cannot be done."""
+    def refuse(self, reason: str) -> None:
+        """Answer the request with the reason why it cannot be done."""
+        assert self.runs.in_force is not None
         with self.producer.transaction():
-            self._mark(self.runs.runs[run_id].model_copy(update={"requested": False, "refused": reason}))
+            self._answer(self.runs.in_force.run_id, refused=reason)
         self.runs.refresh()
 
-    def lacks_topics(self) -> bool:
-        """Return whether a topic is gone to which something was sent."""
+    def renew(self, run: Run) -> None:
+        """Bring the mark of the run in force up to date with what was sent since."""
+        self._put_in_force(run, self.runs.runs[run.run_id].changes)
+
+    def lost_clusters(self) -> set[str]:
+        """Return the clusters whose topic is gone, or lacks what was sent to it since it was made anew."""
+        sent = {entry.cluster_id for entry in self.ledger.values()}
         there = set(self.bus.topics())
-        return any(self.names.cluster(entry.cluster_id) not in there for entry in self.ledger.values())
+        lost = {cluster_id for cluster_id in sent if self.names.cluster(cluster_id) not in there}
+        in_force = self.runs.runs.get(self.runs.in_force.run_id) if self.runs.in_force else None
+        named = in_force.offsets if in_force else {}
+        for (topic, partition), end in self.bus.ends(there & named.keys()).items():
+            if end < named[topic].get(str(partition), 0) and (cluster_id := self.names.cluster_of(topic)):
+                lost.add(cluster_id)
+        return lost & sent
 
     def make_topics(self, run: Run) -> None:
-        """Create the topics of a run and of all that was sent; what went to one that is gone is due again."""
-        there = set(self.bus.topics())
+        """Create the topics of a run and of all that was sent; what went to one that is lost is due again.
+
+        That is in the ledger before the topic is: a job that dies in between leaves a true one.
+        """
+        lost = self.lost_clusters()
+        for entries in _pieces([entry for entry in self.ledger.values() if entry.cluster_id in lost], CHUNK):
+            with self.producer.transaction():
+                for entry in entries:
+                    due_again = entry.model_copy(update={"digest": ""})
+                    self._send(run.feature_set, self.names.members, LedgerEntry, entry.track_id, due_again)
+                    self.ledger[entry.track_id] = due_again
         wanted = {UNCLUSTERED, *(cluster.cluster_id for cluster in run.clusters)}
         wanted |= {entry.cluster_id for entry in self.ledger.values()}
         self.bus.create_topics(self.config.topics.of_clusters(sorted(wanted)))
-        gone = {cluster_id for cluster_id in wanted if self.names.cluster(cluster_id) not in there}
-        for track_id, entry in self.ledger.items():
-            if entry.cluster_id in gone:
-                self.ledger[track_id] = entry.model_copy(update={"digest": ""})
 
     def send(self, feature_set: str, changes: Iterable[Due]) -> Counter[str]:
         """Send changes, `CHUNK` in a transaction; return how many tracks joined, moved, changed and left."""
@@ -138,8 +156,7 @@ class Publisher:
             with self.producer.transaction():
                 self._mark(published(run))
         tally = self.send(run.feature_set, due(run, n_assignments, self.store, self.ledger, progress))
-        if tally or self.runs.requested() or not self.runs.is_in_force(run.run_id):
-            self._put_in_force(run, tally, input_digest)
+        self._put_in_force(run, tally, input_digest)
         tally["stayed"] = len(self.ledger) - tally["joined"] - tally["moved"] - tally["changed"]
         return tally
 
@@ -167,29 +184,32 @@ class Publisher:
 
     def _is_unchanged(self, run: Run, input_digest: str) -> bool:
         """Return whether the run is in force, of this input, and nothing was sent since."""
-        if self.runs.requested() or not self.runs.is_in_force(run.run_id):
+        if self.runs.request or not self.runs.is_in_force(run.run_id):
             return False
         known = self.runs.runs[run.run_id]
         there = offsets_by_topic(self.bus.ends(cluster_topics(self.bus, self.names)))
         return known.input_digest == input_digest and known.offsets == there
 
-    def _put_in_force(self, run: Run, tally: Mapping[str, int], input_digest: str) -> None:
+    def _put_in_force(self, run: Run, tally: Mapping[str, int], input_digest: str = "") -> None:
         """Mark a run as published, with the offsets of a consistent view, and as the current one.
 
-        That is the answer to the request for it, and to all that were made before it began.
+        That is the answer to the request for it, or for another that was made before it began.
         """
-        in_force = RunInForce(rev=next_rev(self.rev), run_id=run.run_id)
         sizes = Counter(entry.cluster_id for entry in self.ledger.values())
         with self.producer.transaction():
-            self._send(run.feature_set, self.names.runs, RunInForce, CURRENT, in_force)
+            self._answer(run.run_id)
             self.producer.flush()  # Kafka takes it once the former transactions are readable, so `ends` sees them
             ends = self.bus.ends(cluster_topics(self.bus, self.names))
             done = {"changes": dict(tally), "input_digest": input_digest}
             self._mark(published(run, sizes, ends).model_copy(update=done))
-            for other in self.runs.requested():
-                if other.run_id != run.run_id:
-                    self._mark(other.model_copy(update={"requested": False}))
         self.runs.refresh()
+
+    def _answer(self, run_id: str, refused: str = "") -> None:
+        former, request = self.runs.in_force, self.runs.request
+        answered = request.rev if request else former.answered if former else 0
+        rev = next_rev(max(self.rev, self.runs.rev))
+        in_force = RunInForce(rev=rev, run_id=run_id, answered=answered, refused=refused)
+        self._send("", self.names.runs, RunInForce, CURRENT, in_force)
 
     def _mark(self, run: PublishedRun) -> None:
         self._send(run.feature_set, self.names.runs, PublishedRun, run.run_id, run)
@@ -212,20 +232,28 @@ class Publisher:
         headers = cloud_event(kind.__name__, key, rev, feature_set)
         self.producer.send(topic, key.encode(), value.to_json() if value else None, headers)
         self.rev = max(self.rev, rev)
-        self.sent += 1
+        self.sent += kind is Member
 
 
 @contextmanager
-def opened_publisher(config: Config, *, store: Store, bus: Bus, commits: Consumer | None = None) -> Iterator[Publisher]:
+def opened_publisher(
+    config: Config,
+    *,
+    store: Store,
+    bus: Bus,
+    commits: Consumer | None = None,
+    until: Callable[[], bool] | None = None,
+) -> Iterator[Publisher]:
     """Take the writing over from whoever has it, and read what the topics say.
 
-    With each transaction goes the position of a consumer that it `commits` for.
+    With each transaction goes the position of a consumer that it `commits` for. While the runs are read, a broken
+    connection is waited for `until` that is true.
     """
     names = Names(config.topics.prefix)
     bus.create_topics(config.topics.of_clusters([]))
     producer = bus.producer(names.publisher, commits=commits)  # what is read from here on stays true
     try:
-        with closing(RunsTopic(bus, names)) as runs:
+        with closing(RunsTopic(bus, names, until)) as runs:
             mirror = store.get(RunInForce, RunInForce.current)
             yield Publisher(config, names, bus, store, producer, runs, max(runs.rev, mirror.rev if mirror else 0))
     finally:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 from core.bus import Bus, Message, Offsets
-from core.names import CURRENT, Names, cloud_event
-from core.records import PublishedRun, Run, RunInForce, Value, next_rev
+from core.names import CURRENT, REQUESTED, Names, cloud_event
+from core.records import PublishedRun, Run, RunInForce, RunRequest, Value, next_rev
 from topics.fold import Latest
 
 
@@ -19,11 +19,13 @@ class RunsTopic:
     bus : Bus
         With the topic.
     names : Names
+    until : callable, optional
+        As `core.patience.patience` takes it.
     """
 
-    def __init__(self, bus: Bus, names: Names) -> None:
+    def __init__(self, bus: Bus, names: Names, until: Callable[[], bool] | None = None) -> None:
         self._bus, self._topic = bus, names.runs
-        self._latest: Latest[Value] = Latest(bus, names.runs, _kind)
+        self._latest: Latest[Value] = Latest(bus, names.runs, _kind, until)
         self.refresh()
 
     @property
@@ -43,27 +45,30 @@ class RunsTopic:
         return self._latest.rev
 
     def refresh(self) -> None:
-        """Read on to the end there is now; a broken connection is waited for, two minutes at most."""
+        """Read on to the end there is now; a broken connection is waited for."""
         self._latest.refresh()
 
-    def requested(self) -> list[PublishedRun]:
-        """Return the runs that the follower is asked for, the latest request last."""
-        return [run for run in self.runs.values() if run.requested]
+    @property
+    def request(self) -> RunRequest | None:
+        """What the follower is asked for, and has not answered."""
+        found = self._latest.values.get(REQUESTED)
+        answered = self.in_force.answered if self.in_force else 0
+        return found if isinstance(found, RunRequest) and found.rev > answered else None
 
     def is_in_force(self, run_id: str) -> bool:
         """Return whether a run was sent in full, and is the current one."""
         known = self.runs.get(run_id)
         return bool(known and known.published and self.in_force and self.in_force.run_id == run_id)
 
-    def request(self, run: Run) -> None:
-        """Ask the follower to put a run in force."""
-        known = self.runs.get(run.run_id) or published(run)
-        asked = known.model_copy(update={"requested": True, "refused": ""})
-        headers = cloud_event(PublishedRun.__name__, run.run_id, next_rev(self.rev), run.feature_set)
+    def ask(self, run: Run) -> RunRequest:
+        """Ask the follower to put a run in force, in the place of what else it was asked for."""
+        asked = RunRequest(run_id=run.run_id, rev=next_rev(self.rev))
+        headers = cloud_event(RunRequest.__name__, REQUESTED, asked.rev, run.feature_set)
         with closing(self._bus.producer()) as producer:
-            producer.send(self._topic, run.run_id.encode(), asked.to_json(), headers)
+            producer.send(self._topic, REQUESTED.encode(), asked.to_json(), headers)
             producer.flush()
         self.refresh()
+        return asked
 
     def close(self) -> None:
         """Close the connection."""
@@ -103,4 +108,5 @@ def offsets_by_topic(offsets: Offsets) -> dict[str, dict[str, int]]:
 
 
 def _kind(message: Message) -> type[Value]:
-    return RunInForce if message.key == CURRENT.encode() else PublishedRun
+    kinds: dict[bytes | None, type[Value]] = {CURRENT.encode(): RunInForce, REQUESTED.encode(): RunRequest}
+    return kinds.get(message.key, PublishedRun)
