@@ -63,7 +63,7 @@ Metadata = Annotated[
 
 Clusters = Annotated[
     Any,  # what the parser returns
-    typer.Option(metavar="K|auto", parser=_n_clusters, help="How many clusters [default: from the size]."),
+    typer.Option(metavar="K|auto", parser=_n_clusters, help="How many; auto: the best tried [default: by size]."),
 ]
 Engine = Annotated[Literal["spark", "sklearn"] | None, typer.Option(help="What fits [default: from the config].")]
 Follow = Annotated[bool, typer.Option("--follow", help="Go on until SIGINT (Ctrl-C) or SIGTERM.")]
@@ -219,11 +219,16 @@ def cluster(
 @app.command()
 def publish(
     context: typer.Context,
-    run: Annotated[str | None, typer.Option(metavar="RUN", help="Put this run in force [default: the latest].")] = None,
-    follow: Follow = False,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Put this run in force until the next publish [default: latest]."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Then route tracks as they arrive, until SIGINT or SIGTERM.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send to the cluster topics what differs from the last time."""
+    """Send changes to the cluster topics, or tracks as they arrive."""
     from topics import follow as following
     from topics import publish as job
 
@@ -394,7 +399,7 @@ def retry_failures(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Have them tried again, although neither they nor the features have changed."""
+    """Have them tried again, although nothing has changed."""
     from etl.failures import retry
 
     config = _config(context)
@@ -440,7 +445,7 @@ def show_dead_letters(
 def replay_dead_letters(
     context: typer.Context, places: Places = None, reason: Reason = "", since: Since = None, as_json: Json = False
 ) -> None:
-    """Send them back to where they were, all or some; the next load tries them again."""
+    """Send them back to where they were; the next load tries again."""
     from etl.dead_letters import replay
 
     with _read_bus(context) as (config, bus):
@@ -483,7 +488,7 @@ def export_features(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet or .csv.")],
     as_json: Json = False,
 ) -> None:
-    """Write the feature matrix: a row for each track, FMA's columns."""
+    """Write the feature matrix: a row a track, with FMA's columns."""
     from etl import export as job
 
     _export(context, job.run, out, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -160,8 +161,15 @@ class KafkaBus:
 
     def has_members(self, group: str) -> bool:
         """Return whether a consumer of the group is at work."""
+
+        def members() -> list[Any]:
+            found = self._admin.describe_groups([group])[group]
+            if error := re.match(r"\[Error (-?\d+)\]", found["error"] or ""):  # which the driver only writes down
+                raise errors.for_code(int(error[1]))(group)
+            return list(found["members"])
+
         with self.translated(), suppress(errors.GroupIdNotFoundError):
-            return bool(self._ask(self._admin.describe_groups, [group])[group]["members"])
+            return bool(self._ask(members))
         return False
 
     def ends(self, topics: Iterable[str]) -> Offsets:

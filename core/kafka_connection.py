@@ -41,6 +41,11 @@ CAUSES = (
     ),
     (r"SSL|Invalid frame length", "one side speaks TLS and the other does not; correct security.protocol in bus.url"),
     (
+        r"GroupAuthorizationFailedError: (?:.* GROUP/)?([^\s:]+)",
+        "the user may not use the consumer group {}; grant Describe on it, or Read to who is to be its member: "
+        "docs/security.md lists what is needed",
+    ),
+    (
         r"(\w+)AuthorizationFailedError: (.+)",
         "the user may not do this: {} {}; docs/security.md lists what it must be allowed",
     ),

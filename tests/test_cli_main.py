@@ -90,6 +90,13 @@ def test_help_names_every_command_on_a_line_of_its_own(murmur: Murmur) -> None:
     assert "..." not in done.out.replace("[ARGS]...", "")
 
 
+@pytest.mark.parametrize("group", ["failures", "dlq", "export"])
+def test_help_of_a_group_says_of_each_verb_on_one_line_what_it_does(murmur: Murmur, group: str) -> None:
+    said = murmur(group, "--help").out.partition("Commands:\n")[2]
+    assert said
+    assert "..." not in said
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help(murmur: Murmur, command: str) -> None:
     done = murmur(command, "--help")
@@ -303,6 +310,31 @@ def test_a_track_is_found_by_path_by_id_and_by_a_part_of_its_title(murmur: Murmu
     assert by_path == by_title
     assert {Path(near["path"]).name for near in by_path[:2]} == {"tone 0.wav", "tone 2.wav"}
     assert len(back) == 5
+
+
+def test_an_earlier_run_is_in_force_until_the_latest_is_published_and_one_like_it_stays(
+    murmur: Murmur, finished: Path
+) -> None:
+    shutil.copytree(finished, "copy")
+    os.chdir("copy")
+
+    def nightly() -> list[int]:
+        for verb in (["cluster", "--engine", "sklearn"], ["publish"]):
+            assert murmur("-q", *verb).code == 0
+        return sizes()
+
+    def sizes() -> list[int]:
+        return [one["size"] for one in json.loads(murmur("clusters", "--json").out)]
+
+    (first,) = json.loads(murmur("clusters", "--history", "--json").out)
+    Path("config.yaml").write_text("clustering: {n_clusters: 1}")
+    assert nightly() == [6]
+    assert murmur("-q", "publish", "--run", first["run_id"]).code == 0
+    assert (sizes(), nightly()) == ([3, 3], [6])
+    assert murmur("-q", "cluster", "--engine", "sklearn", "--like", first["run_id"]).code == 0
+    Path("config.yaml").unlink()
+    assert (nightly(), nightly()) == ([3, 3], [3, 3])
+    assert len(json.loads(murmur("clusters", "--history", "--json").out)) == 3
 
 
 def test_what_is_similar_comes_with_the_clusters_to_subscribe_to(murmur: Murmur, finished: Path, tones: Path) -> None:

@@ -7,11 +7,14 @@ import socket
 import ssl
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import closing, suppress
 from threading import Thread
 
+import kafka
 import pytest
 from kafka import errors
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from servers import PASSWORD, USER, Door
 from test_core_bus import everything, send
 
@@ -136,6 +139,12 @@ def test_what_the_user_may_not_do_is_named_and_not_tried_again() -> None:
     assert not error.retriable
 
 
+@pytest.mark.parametrize("text", ["players", "FindCoordinatorResponse error for GROUP/players: "])
+def test_a_group_that_the_user_may_not_use_is_named_with_what_to_grant(text: str) -> None:
+    error = backend_error("kafka://h:1", errors.GroupAuthorizationFailedError(text), time.time(), opening=False)
+    assert "kafka://h:1: the user may not use the consumer group players; grant Describe on it, or" in str(error)
+
+
 def test_what_failed_before_this_bus_was_opened_is_no_cause() -> None:
     logging.getLogger("kafka.net").error("Connection failed: [Error 58] SaslAuthenticationFailedError: no")
     error = backend_error("kafka://h:1", errors.KafkaTimeoutError("no answer"), time.time() + 1, opening=True)
@@ -238,3 +247,28 @@ def test_a_user_where_none_is_asked_for_and_none_where_one_is_are_called_so(kafk
     refused(
         f"kafka://127.0.0.1:{kafka_door.port}?ssl.ca.location={kafka_door.certificate}", "none where there must be one"
     )
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("was_asked_before", [False, True])
+def test_who_may_not_describe_a_group_is_told_to_be_granted_it(
+    secured: str, kafka_url: str, *, was_asked_before: bool
+) -> None:
+    """A driver that knows the group's coordinator is refused by the description, another one by the search for it."""
+    group = f"group.{uuid.uuid4().hex}"
+    forbidden = ACL(
+        f"User:{USER}", "*", ACLOperation.DESCRIBE, ACLPermissionType.DENY, ResourcePattern(ResourceType.GROUP, group)
+    )
+    brokers = kafka_url.removeprefix("kafka://").split(",")
+    with closing(kafka.KafkaAdminClient(bootstrap_servers=brokers)) as admin, closing(open_bus(secured)) as bus:
+        assert not (was_asked_before and bus.has_members(group))
+        admin.create_acls([forbidden])
+        with pytest.raises(BackendError, match=f"the user may not use the consumer group {group}; grant Describe on"):
+            until(lambda: bus.has_members(group))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -135,7 +135,7 @@ def kill(folder: Path, name: str) -> None:
 
 
 def _sasl(secured: Door) -> str:
-    """Return the broker's properties of a secured door."""
+    """Return the broker's properties of a secured door, whose user may do what no ACL forbids."""
     modules = "org.apache.kafka.common.security"
     return f"""
 ssl.keystore.type=PKCS12
@@ -145,6 +145,9 @@ listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 listener.name.sasl_ssl.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";
 listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={modules}.scram.ScramLoginModule required;
 listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
+super.users=User:ANONYMOUS
 """
 
 
