@@ -66,7 +66,8 @@ def run_ids_of(store: Store, *, complete: bool) -> list[str]:
 
 def runs_on(bus: Bus, names: Names) -> Iterator[PublishedRun]:
     """Yield what the runs topic says of each run, former words included."""
-    for message in read_to_end(bus, [names.runs]) if names.runs in bus.topics() else ():
+    is_there = bus.size() != 0 and names.runs in bus.topics()  # a file that is not there is not to be made by a look
+    for message in read_to_end(bus, [names.runs]) if is_there else ():
         if message.value is not None and message.key not in (CURRENT.encode(), REQUESTED.encode()):
             with suppress(RecordError):  # `publish` warns of it
                 yield PublishedRun.from_json(message.value)
@@ -78,6 +79,8 @@ def require_published_runs(store: Store, bus: Bus, names: Names) -> None:
     Then the store is an older backup, or a new one: what it says of clusters and tracks is the past.
     """
     published = max((run.run_id for run in runs_on(bus, names)), default="")
+    if not published:
+        return
     stored = max(run_ids_of(store, complete=True), default="")
     if published > stored:
         latest = f"the latest run of {store.url} is {stored}" if stored else f"{store.url} has no run"
