@@ -76,7 +76,7 @@ def run(
     Returns
     -------
     Report
-        `read` counts tracks that arrived, `written` records of the store, `sent` messages.
+        `read` counts tracks that arrived, `written` records of the store, `sent` messages on cluster topics.
 
     Raises
     ------
