@@ -28,6 +28,8 @@ RUNS = 3
 """Re-clusterings in a round."""
 SECONDS = 30.0
 """How long the subscriber may take to come as far as it is told."""
+PATIENCE = 180.0
+"""How long a publisher may take: it waits for a follower, which may be killed again and again before it answers."""
 
 
 class Subscriber:
@@ -106,7 +108,7 @@ def kill_a_publisher(config: Config, steps: int) -> bool:
     context.set_forkserver_preload(["topics_library", "core.kafka", "core.sqlite_store"])
     process = context.Process(target=publish_until, args=(config, steps))
     process.start()
-    process.join(SECONDS)
+    process.join(PATIENCE)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
