@@ -91,7 +91,7 @@ class Supervisor:
     def _supervise(self) -> None:
         try:
             while not self._end.is_set():
-                steps = None if self._spare.is_set() else self._rng.randrange(40)
+                steps = None if self._spare.is_set() else self._rng.randrange(100)
                 process = self._context.Process(target=follow_until, args=(self._config, steps, self._told))
                 process.start()
                 process.join()
