@@ -8,9 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import servers
+
+from core.config import Spark
+from core.errors import BackendError
+from core.spark import java_version, open_spark
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 Run = Callable[[Path], AbstractContextManager[str]]
 
@@ -98,8 +106,36 @@ def own_mongodb() -> Run:
     return servers.mongodb
 
 
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
+def bus_url(request: pytest.FixtureRequest) -> str:
+    """Return the URL of a bus, empty for one in the SQLite file of the store."""
+    return str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
+
+
+@pytest.fixture(scope="module")
+def spark_cores() -> int:
+    """Return how many cores `spark` has."""
+    return 2
+
+
+@pytest.fixture(scope="module")
+def spark(spark_cores: int) -> Iterator[SparkSession]:
+    """Yield a session on this machine, which jobs in this process use, too."""
+    try:
+        java_version()
+    except BackendError as error:
+        _give_up(str(error))
+    with open_spark(Spark(master=f"local[{spark_cores}]")) as session:
+        yield session
+
+
 def _require(name: str) -> None:
-    """Skip where the server cannot be had; in CI, where all servers are, fail."""
+    """Give up where the server cannot be had."""
     if reason := servers.missing(name):
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up(reason)
+        _give_up(reason)
+
+
+def _give_up(reason: str) -> NoReturn:
+    """Skip; in CI, where all is there, fail."""
+    give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    give_up(reason)

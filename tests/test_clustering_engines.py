@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ from clustering.space import Vectors
 from core.config import Config, Spark, parse_config
 from core.errors import BackendError, ConfigError
 from core.records import Assignment, Run
-from core.spark import java_version, open_spark
+from core.spark import open_spark
 from core.sqlite_store import SQLiteStore
 
 if TYPE_CHECKING:
@@ -40,16 +40,6 @@ Open = Callable[[Vectors], Engine]
 
 OVERLAPPING = 0.5
 """Spread at which the kinds of `library.vectors` cannot be told apart."""
-
-
-@pytest.fixture(scope="module")
-def spark() -> Iterator[SparkSession]:
-    try:
-        java_version()
-    except BackendError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
-    with open_spark(Spark(master="local[2]")) as session:
-        yield session
 
 
 @pytest.fixture(params=["sklearn", "spark"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,7 +21,7 @@ from core.config import Config, Spark
 from core.errors import BackendError, ConfigError
 from core.jobs import ignore
 from core.records import Track
-from core.spark import java_version, open_spark
+from core.spark import open_spark
 from core.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -32,13 +31,8 @@ FIELDS = ("track_id", "title", "genre")
 
 
 @pytest.fixture(scope="module")
-def spark() -> Iterator[SparkSession]:
-    try:
-        java_version()
-    except BackendError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
-    with open_spark(Spark(master="local[3]")) as session:
-        yield session
+def spark_cores() -> int:
+    return 3
 
 
 @pytest.fixture(params=["sqlite", pytest.param("mongodb", marks=pytest.mark.servers)])

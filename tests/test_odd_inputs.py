@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,15 +16,13 @@ from topics_library import World, add_run, delete_topic, opened, said, settings
 from cli.main import main
 from core import open_bus, open_store
 from core.bus import read_to_end
-from core.config import Config, Spark, parse_config
-from core.errors import BackendError
+from core.config import Config, parse_config
 from core.names import CURRENT, Names
 from core.records import LedgerEntry, Member, Run, RunInForce, Track
-from core.spark import java_version, open_spark
 from topics.fold import fold
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    pass
 
 URL = "sqlite:///murmur.db"
 READERS = (
@@ -62,16 +59,6 @@ def murmur(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         return Outcome(main(), *capfd.readouterr())
 
     return run
-
-
-@pytest.fixture(scope="module")
-def spark() -> Iterator[SparkSession]:
-    try:
-        java_version()
-    except BackendError as error:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(error))
-    with open_spark(Spark(master="local[2]")) as session:
-        yield session
 
 
 @pytest.fixture(params=["sklearn", "spark"])

@@ -27,11 +27,6 @@ SECONDS = 30.0
 """How long something may take to come."""
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
-def bus_url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
-
-
 @pytest.fixture
 def world(tmp_path: Path, bus_url: str) -> Iterator[World]:
     with opened(settings(tmp_path, bus_url)) as world:

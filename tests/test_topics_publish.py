@@ -55,11 +55,6 @@ FULL = "MURMUR_FULL" in os.environ
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02", "e": "c02", "f": "c02"}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
-def bus_url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
-
-
 @pytest.fixture
 def world(tmp_path: Path, bus_url: str) -> Iterator[World]:
     with opened(settings(tmp_path, bus_url)) as world:
