@@ -232,6 +232,18 @@ def place(
             )
 
 
+def store_assignments(
+    store: Store, assigned: Iterator[Assignment], total: int | None = None, progress: Watch = ignore
+) -> int:
+    """Write assignments in batches, as they are made; return how many."""
+    written = 0
+    while batch := list(islice(assigned, BATCH)):
+        store_all(store, batch)
+        written += len(batch)
+        progress(Progress("write", written, total))
+    return written
+
+
 def store_all(store: Store, records: Sequence[Record]) -> None:
     """Write records; raise `BackendError` if the store refuses one."""
     for key, reason in store.upsert(records).refused.items():

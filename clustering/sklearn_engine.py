@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 
 import numpy as np
 
 from clustering.centres import EPSILON, MAX_ITERATIONS, means
 from clustering.library import Library
-from clustering.place import BATCH, place, store_all
+from clustering.place import place, store_assignments
 from clustering.ranking import measure_neighbourhoods, points
 from clustering.space import Declared, Matrix, Vectors, fit_group, moments_by_block, transform
 from core.jobs import Progress, Watch
@@ -55,9 +54,4 @@ class SklearnEngine:
         there = points(X, library.recordings)
         measure_neighbourhoods(there, progress)
         assigned = place(run, library.track_ids, list(library.revs.values()), there, rev=run.rev)
-        written = 0
-        while batch := list(islice(assigned, BATCH)):
-            store_all(store, batch)
-            written += len(batch)
-            progress(Progress("write", written, len(X)))
-        return written
+        return store_assignments(store, assigned, len(X), progress)

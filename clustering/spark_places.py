@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 from uuid import uuid4
@@ -23,7 +22,7 @@ from pyspark.sql import SparkSession
 from clustering.assign import Labels
 from clustering.library import Library
 from clustering.neighbours import products
-from clustering.place import BATCH, place, store_all
+from clustering.place import place, store_assignments
 from clustering.ranking import Points, neighbourhoods
 from clustering.space import Matrix
 from core.jobs import Progress, Watch
@@ -114,10 +113,7 @@ def write(files: Files, store: Store, run: Run, size: int, batches: Batches) -> 
     ids, revs = Names(tracks["track_id"]), tracks["rev"].to_numpy()
 
     def written(rows: Labels) -> bytes:
-        assigned = place(run, ids, revs, points, rows, rev=run.rev)
-        while batch := list(islice(assigned, BATCH)):
-            store_all(store, batch)
-        return len(rows).to_bytes(8)
+        return store_assignments(store, place(run, ids, revs, points, rows, rev=run.rev)).to_bytes(8)
 
     with closing(store):
         yield from _answers(batches, len(points.X), size, written)
