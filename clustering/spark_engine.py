@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from clustering.space import (
     present,
     transform,
 )
-from clustering.spark_source import KNOWN, read_tracks
+from clustering.spark_source import KNOWN, Column, read_tracks
 from core.config import Config
 from core.errors import ConfigError
 from core.jobs import Progress, Watch
@@ -151,33 +151,11 @@ def library_of(tracks: DataFrame, store: Store) -> Library:
         revs=_revs(placed),
         sounds=np.vstack([matrix(chunk) for chunk in placed["sounds"].chunks if len(chunk)]),
         recordings=np.frombuffer(b"".join(placed["recording"].to_pylist()), RECORDING),
-        metadata=Documents(placed["metadata"]),
+        metadata=Column[Document](placed["metadata"], orjson.loads),
         input_digest=digest_of(_revs(known)),
         unreadable=len(known) - len(placed),
         n_distinct=pc.count_distinct(placed["vectors_digest"]).as_py(),
     )
-
-
-class Documents(Sequence[Document]):
-    """A column of JSON, of which only what is looked at becomes objects of Python."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, index: int) -> Document: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Documents: ...
-
-    def __getitem__(self, index: int | slice) -> Document | Documents:
-        if isinstance(index, slice):
-            return Documents(self._column[index])
-        document: Document = orjson.loads(self._column[index].as_py())
-        return document
 
 
 def gather(frame: DataFrame, name: str, function: Callable[[Matrix], Matrix]) -> Moments:

@@ -6,11 +6,11 @@ files, Spark hands these to each executor, and the processes of one share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -25,6 +25,7 @@ from clustering.neighbours import products
 from clustering.place import place, store_assignments
 from clustering.ranking import Points, neighbourhoods
 from clustering.space import Matrix
+from clustering.spark_source import Column
 from core.jobs import Progress, Watch
 from core.records import Run
 from core.store import Store
@@ -43,28 +44,6 @@ class Files(NamedTuple):
     recordings: str
     tracks: str
     neighbourhoods: str = ""
-
-
-class Names(Sequence[str]):
-    """A column of text, of which only what is looked at becomes text of Python."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Names: ...
-
-    def __getitem__(self, index: int | slice) -> str | Names:
-        if isinstance(index, slice):
-            return Names(self._column[index])
-        name: str = self._column[int(index)].as_py()
-        return name
 
 
 def assign(
@@ -110,7 +89,7 @@ def write(files: Files, store: Store, run: Run, size: int, batches: Batches) -> 
     A part that is tried again, since its executor was lost, writes the same once more, which the store passes over.
     """
     points, tracks = _points(files), _tracks(files.tracks)
-    ids, revs = Names(tracks["track_id"]), tracks["rev"].to_numpy()
+    ids, revs = Column(tracks["track_id"], str), tracks["rev"].to_numpy()
 
     def written(rows: Labels) -> bytes:
         return store_assignments(store, place(run, ids, revs, points, rows, rev=run.rev)).to_bytes(8)

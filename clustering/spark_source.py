@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import orjson
@@ -24,6 +25,8 @@ from core.errors import RecordError
 from core.records import Track
 from core.store import Document, Store
 
+T = TypeVar("T")
+
 BATCH = 500
 PARTITION = 10_000
 """Tracks in one at most, about: 20 MB of vectors."""
@@ -39,6 +42,34 @@ KNOWN = pa.schema(
     }
 )
 """What is known of a track beside its vectors."""
+
+
+class Column(Sequence[T]):
+    """A column of a table, of which only what is looked at becomes objects of Python.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+    decode : callable
+        Makes such an object of a value.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, decode: Callable[[Any], T]) -> None:
+        self._column, self._decode = column, decode
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Column[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Column[T]:
+        if isinstance(index, slice):
+            return Column(self._column[index], self._decode)
+        return self._decode(self._column[int(index)].as_py())
 
 
 @dataclass(frozen=True)
