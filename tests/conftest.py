@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import servers
+from topics_library import World, opened, settings
 
 from core.config import Spark
 from core.errors import BackendError
@@ -110,6 +111,13 @@ def own_mongodb() -> Run:
 def bus_url(request: pytest.FixtureRequest) -> str:
     """Return the URL of a bus, empty for one in the SQLite file of the store."""
     return str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
+
+
+@pytest.fixture
+def world(tmp_path: Path, bus_url: str) -> Iterator[World]:
+    """Yield a store in a file and a bus, with topics of their own."""
+    with opened(settings(tmp_path, bus_url)) as world:
+        yield world
 
 
 @pytest.fixture(scope="module")

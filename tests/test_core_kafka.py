@@ -692,16 +692,22 @@ def test_a_topic_that_was_deleted_and_created_again_is_read_from_its_beginning_a
     assert bus.committed(topic, [topic]) == {TopicPartition(topic, 0): n_messages}
 
 
-@pytest.mark.servers
-def test_a_reader_that_only_polls_notices_a_new_topic_too(
-    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def reader_of_a_topic_made_anew(bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str) -> Consumer:
+    """Return a reader at the end of a topic that was then deleted and made again, with 20 messages."""
     send(bus, topic, *(b"%d" % n for n in range(10)))
     consumer = bus.consumer([topic])
     take(consumer, 10)
     admin.delete_topics([topic])
     bus.create_topics([Topic(topic, "compact")])
     send(bus, topic, *(b"new %d" % n for n in range(20)))
+    return consumer
+
+
+@pytest.mark.servers
+def test_a_reader_that_only_polls_notices_a_new_topic_too(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = reader_of_a_topic_made_anew(bus, admin, topic)
     monkeypatch.setattr("core.kafka.LOOK_SECONDS", 0)
     with pytest.raises(BackendError, match=f"{topic} was deleted and created again"):
         consumer.poll()
@@ -712,12 +718,7 @@ def test_a_reader_that_only_polls_notices_a_new_topic_too(
 def test_a_reader_that_looks_ahead_notices_a_new_topic_at_once(
     bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
 ) -> None:
-    send(bus, topic, *(b"%d" % n for n in range(10)))
-    consumer = bus.consumer([topic])
-    take(consumer, 10)
-    admin.delete_topics([topic])
-    bus.create_topics([Topic(topic, "compact")])
-    send(bus, topic, *(b"new %d" % n for n in range(20)))
+    consumer = reader_of_a_topic_made_anew(bus, admin, topic)
     with pytest.raises(MadeAnewError, match=f"{topic} was deleted and created again"):
         consumer.look_ahead()
     assert consumer.look_ahead() == {TopicPartition(topic, 0): 20}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import clustering_library as library
 import pytest
 import yaml
-from topics_library import World, add_run, delete_topic, opened, said, settings
+from topics_library import World, add_run, delete_topic, said
 
 from cli.main import main
 from core import open_bus, open_store
@@ -184,13 +184,6 @@ def test_tracks_of_another_feature_set_are_told_with_both_and_the_command(murmur
 
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02", "e": "c02", "f": "c02"}
 MOVED = FIRST | {"b": "c02"}
-
-
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
-    with opened(settings(tmp_path, url)) as world:
-        yield world
 
 
 @pytest.mark.parametrize("topic", ["a cluster's", "the ledger", "the runs'", "all of them"])

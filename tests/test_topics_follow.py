@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
-from topics_library import World, add_run, delete_topic, messages, opened, settings, track
+from topics_library import World, add_run, delete_topic, messages, opened, track
 
 from core.bus import TopicPartition, lag
 from core.errors import BackendError, FencedError, MurmurError
@@ -28,11 +27,10 @@ SECONDS = 30.0
 
 
 @pytest.fixture
-def world(tmp_path: Path, bus_url: str) -> Iterator[World]:
-    with opened(settings(tmp_path, bus_url)) as world:
-        create_topics(world.bus, world.config)
-        world.bus.create_topics(world.config.topics.of_clusters([]))
-        yield world
+def world(world: World) -> World:
+    create_topics(world.bus, world.config)
+    world.bus.create_topics(world.config.topics.of_clusters([]))
+    return world
 
 
 class Following:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ from test_topics_publish_killed import (
     clustering,
     die,
     following,
+    forkserver,
     kill_a_publisher,
     offsets_of,
 )
@@ -65,8 +65,7 @@ class Supervisor:
 
     def __init__(self, config: Config, seed: str) -> None:
         self._config, self._rng = config, random.Random(seed)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["topics_library", "core.kafka", "core.sqlite_store"])
+        self._context = forkserver()
         self._spare, self._end = Event(), Event()
         self._told = self._context.Event()
         self._spared: Any = None

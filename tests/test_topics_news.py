@@ -3,14 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import chain, cycle
-from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import running
-from topics_library import World, add_run, opened, settings
+from topics_library import World, add_run
 
 from core.bus import Bus, Consumer, Message
 from core.errors import BackendError, ConfigError
@@ -18,13 +17,6 @@ from core.names import Names
 from topics.news import News, batches, members, subscribe
 
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02"}
-
-
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
-    with opened(settings(tmp_path, url)) as world:
-        yield world
 
 
 def publish(world: World, clusters: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,6 @@ from topics.fold import fold
 FULL = "MURMUR_FULL" in os.environ
 """Whether the tests are to repeat more."""
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02", "e": "c02", "f": "c02"}
-
-
-@pytest.fixture
-def world(tmp_path: Path, bus_url: str) -> Iterator[World]:
-    with opened(settings(tmp_path, bus_url)) as world:
-        yield world
 
 
 def ends(world: World) -> Offsets:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Event, Thread
 
@@ -102,11 +103,16 @@ def publish_until(config: Config, steps: int) -> None:
         world.publish(Mortal(world.bus, steps, die))
 
 
-def kill_a_publisher(config: Config, steps: int) -> bool:
-    """Return whether it was killed, and had not ended before."""
+def forkserver() -> ForkServerContext:
+    """Return what starts processes that have imported the most of it already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["topics_library", "core.kafka", "core.sqlite_store"])
-    process = context.Process(target=publish_until, args=(config, steps))
+    return context
+
+
+def kill_a_publisher(config: Config, steps: int) -> bool:
+    """Return whether it was killed, and had not ended before."""
+    process = forkserver().Process(target=publish_until, args=(config, steps))
     process.start()
     process.join(PATIENCE)
     assert process.exitcode in (0, -signal.SIGKILL)

@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,6 @@ from topics import publisher
 
 FIRST = {"a": "c01", "b": "c01", "c": "c01", "d": "c02"}
 RUNS = 6
-
-
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = str(request.getfixturevalue("kafka_url")) if request.param == "kafka" else ""
-    with opened(settings(tmp_path, url)) as world:
-        yield world
 
 
 @pytest.fixture(autouse=True)
