@@ -10,7 +10,7 @@ import clustering_library as library
 import numpy as np
 import pytest
 
-from clustering import cluster, runs, sklearn_engine, space
+from clustering import cluster, place, runs, space
 from clustering.assign import assign
 from clustering.cluster import ClusterReport
 from clustering.library import current_revs
@@ -460,7 +460,7 @@ class Dying:
 def test_a_job_that_dies_between_two_writes_is_ignored_and_done_again(
     store: SQLiteStore, writes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sklearn_engine, "BATCH", 10)
+    monkeypatch.setattr(place, "BATCH", 10)
     store.upsert(library.tracks(20))
     before = fit(store, n_clusters=2)
     try:
