@@ -25,8 +25,9 @@ Run = Callable[[Path], AbstractContextManager[str]]
 
 
 def pytest_configure() -> None:
-    """Choose the seed of the tests that draw at random, unless it is given."""
+    """Choose the seed of the tests that draw at random, unless it is given; have Java start soon, not run fast."""
     os.environ.setdefault("MURMUR_SEED", str(random.randrange(10**6)))
+    os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 
 def pytest_report_header() -> str:
