@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from topics_library import World, add_run, delete_topic, messages, opened, track
 
+from clustering.place import settle
 from core.bus import TopicPartition, lag
 from core.errors import BackendError, FencedError, MurmurError
 from core.jobs import Report
-from core.records import Assignment, Member, Track, next_rev
+from core.records import Assignment, Member, Run, Track, next_rev
 from core.store import Store
 from etl.messages import create_topics, send, send_tombstone
-from topics import follow, publish
+from topics import follow, publish, publisher
 from topics.fold import fold
 from topics.runs import RunsTopic
 
@@ -176,6 +177,24 @@ class TestRouting:
             until(routed(world, "h", "c02"))
             assert world.said()["a"] == "c01"
             follower.stop()
+
+    def test_a_version_that_another_job_stores_while_a_run_is_published_is_routed(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_run(world.store, FIRST)
+        coming = iter([track("a", 2.0, title="Another")])
+
+        def settled(*arguments: Any) -> int:
+            n_assignments = settle(*arguments)
+            for one in coming:
+                with opened(world.config) as own:
+                    own.store.upsert([one])
+                    arrive(own, one)
+            return n_assignments
+
+        monkeypatch.setattr(publisher, "settle", settled)
+        with following(world):
+            until(routed(world, "a", "c02"))
 
     def test_what_is_no_track_is_passed_over(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         add_run(world.store, FIRST)
@@ -338,6 +357,25 @@ class TestOnePublisher:
                 world.publish(run_id=other.run_id)
             arrive(world, track("g", 2.0))
             until(routed(world, "g", "c02"))
+
+    def test_what_was_sent_of_a_run_that_is_refused_half_way_is_taken_back(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where `cluster` removes the assignments of an old run that is being published."""
+        monkeypatch.setattr(publisher, "WINDOW", 2)
+        add_run(world.store, FIRST)
+        with following(world):
+            other = add_run(world.store, {"a": "c02", "b": "c02", "c": "c02", "d": "c01", "e": "c01", "f": "c01"})
+
+            def purged(store: Store, run: Run, *arguments: Any) -> int:
+                n_assignments = settle(store, run, *arguments)
+                store.purge(Assignment, f"{other.run_id}/f")
+                return n_assignments
+
+            monkeypatch.setattr(publisher, "settle", purged)
+            with pytest.raises(MurmurError, match=f"5 of the 6 assignments.*--run {other.run_id}"):
+                world.publish()
+            until(lambda: world.said() == FIRST)
 
     def test_publish_does_the_work_itself_where_the_follower_ends_without_an_answer(
         self, world: World, monkeypatch: pytest.MonkeyPatch

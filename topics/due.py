@@ -95,7 +95,7 @@ def due(
             progress(Progress("publish", read, n_assignments))
     if read < n_assignments:
         found_only = f"{store.url} holds {read} of the {n_assignments} assignments of run {run.run_id}"
-        raise MurmurError(f"{found_only}; run `murmur publish` again")
+        raise MurmurError(f"{found_only}; run `murmur publish --run {run.run_id}` again")
     progress(Progress("publish", read, read))
     for entry in [entry for track_id, entry in ledger.items() if track_id not in there]:
         yield leaver(entry)
@@ -123,7 +123,7 @@ class Judge:
             since_run=last.since_run if last and last.cluster_id == cluster_id else assignment["run_id"],
             score=assignment["score"],
             digest=metadata,
-            track_rev=track["rev"],
+            track_rev=assignment["track_rev"],  # not that of a version that came after it was assigned
             neighbours=crcs,
         )
         shown = entry.model_dump(include={"cluster_id", "score", "since_run"})

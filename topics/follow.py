@@ -218,6 +218,7 @@ class Follower:
                 yield due
 
     def _answer(self, request: RunRequest) -> None:
+        before = self._publisher.sent
         try:
             self._publish(require_run(self._store, request.run_id))
         except BackendError:
@@ -225,6 +226,8 @@ class Follower:
         except MurmurError as error:
             log.warning("run %s is asked for: %s", request.run_id, error)
             self._publisher.refuse(str(error))
+            if self._publisher.sent > before:  # the topics have a part of it
+                self._send_whole(self._routing.run)
 
     def _publish(self, run: Run) -> None:
         """Publish a whole run, and place what arrives by it from now on."""

@@ -205,8 +205,13 @@ class Publisher:
         self.runs.refresh()
 
     def _answer(self, run_id: str, refused: str = "") -> None:
+        """Name the run in force, and answer the request, if there is one; the last answer stays until then."""
         former, request = self.runs.in_force, self.runs.request
-        answered = request.rev if request else former.answered if former else 0
+        answered = 0
+        if request:
+            answered = request.rev
+        elif former:
+            answered, refused = former.answered, former.refused
         rev = next_rev(max(self.rev, self.runs.rev))
         in_force = RunInForce(rev=rev, run_id=run_id, answered=answered, refused=refused)
         self._send("", self.names.runs, RunInForce, CURRENT, in_force)
