@@ -8,10 +8,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from math import inf
 from multiprocessing.synchronize import Event as Told
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import pytest
 from test_topics_publish_killed import (
@@ -19,6 +19,7 @@ from test_topics_publish_killed import (
     Subscriber,
     clustering,
     die,
+    exit_code,
     following,
     forkserver,
     kill_a_publisher,
@@ -65,10 +66,8 @@ class Supervisor:
 
     def __init__(self, config: Config, seed: str) -> None:
         self._config, self._rng = config, random.Random(seed)
-        self._context = forkserver()
         self._spare, self._end = Event(), Event()
-        self._told = self._context.Event()
-        self._spared: Any = None
+        self._told = forkserver().Event()
         self.killed = 0
         self.error: BaseException | None = None
         self._thread = Thread(target=self._supervise)
@@ -91,11 +90,9 @@ class Supervisor:
         try:
             while not self._end.is_set():
                 steps = None if self._spare.is_set() else self._rng.randrange(100)
-                process = self._context.Process(target=follow_until, args=(self._config, steps, self._told))
-                process.start()
-                process.join()
-                assert process.exitcode in (0, -signal.SIGKILL, FENCED), process.exitcode
-                self.killed += process.exitcode == -signal.SIGKILL
+                code = exit_code(inf, follow_until, self._config, steps, self._told)
+                assert code in (0, -signal.SIGKILL, FENCED), code
+                self.killed += code == -signal.SIGKILL
         except AssertionError as error:
             self.error = error
 

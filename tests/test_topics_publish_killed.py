@@ -7,11 +7,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
+from typing import Any
 
 import kafka
 import pytest
@@ -31,6 +32,10 @@ SECONDS = 30.0
 """How long the subscriber may take to come as far as it is told."""
 PATIENCE = 180.0
 """How long a publisher may take: it waits for a follower, which may be killed again and again before it answers."""
+
+
+TURN = Lock()
+"""To look after processes."""
 
 
 class Subscriber:
@@ -110,13 +115,29 @@ def forkserver() -> ForkServerContext:
     return context
 
 
+def exit_code(patience: float, function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function in a process of its own, and wait.
+
+    Threads take turns: each start looks after all processes of multiprocessing, and of two threads that see one end
+    only one is told how.
+    """
+    process = forkserver().Process(target=function, args=arguments)
+    with TURN:
+        process.start()
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        with TURN:
+            if process.exitcode is not None:
+                return process.exitcode
+        time.sleep(0.01)
+    raise AssertionError(f"{function.__name__} does not end")
+
+
 def kill_a_publisher(config: Config, steps: int) -> bool:
     """Return whether it was killed, and had not ended before."""
-    process = forkserver().Process(target=publish_until, args=(config, steps))
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+    code = exit_code(PATIENCE, publish_until, config, steps)
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
 
 
 def clustering(rng: random.Random) -> dict[str, str]:
