@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
@@ -40,7 +41,7 @@ from clustering.space import (
 )
 from clustering.spark_source import KNOWN, Column, read_tracks
 from core.config import Config
-from core.errors import ConfigError
+from core.errors import BackendError, ConfigError
 from core.jobs import Progress, Watch
 from core.records import Group, Run
 from core.spark import is_local, open_spark
@@ -50,7 +51,9 @@ log = logging.getLogger(__name__)
 
 Batches = Iterator[pa.RecordBatch]
 
+CHANGED = "Spark lost some of the tracks it had read, and they have changed meanwhile; run `murmur cluster` again"
 KEPT = StorageLevel.MEMORY_AND_DISK
+PACKED = "n long, rows_digest string, coordinates binary"
 MOMENTS = "n long, mean array<double>, scatter array<double>"
 
 
@@ -60,30 +63,43 @@ class SparkEngine:
     Parameters
     ----------
     frame : DataFrame
-        A row per track, a column of float arrays per group.
+        A row per track: its `track_id` and `rev`, and a column of float arrays per group.
+    revs : mapping of str to int
+        Track id → revision of the rows as they were first read, in their order.
     groups : sequence of Declared
     directory : Path
         Where the coordinates are kept on the driver.
     """
 
-    def __init__(self, frame: DataFrame, groups: Sequence[Declared], directory: Path) -> None:
-        self.frame, self._groups, self._directory = frame, groups, directory
+    def __init__(self, frame: DataFrame, revs: Mapping[str, int], groups: Sequence[Declared], directory: Path) -> None:
+        self.frame, self._revs, self._groups, self._directory = frame, revs, groups, directory
 
     def fit_space(self) -> list[Group]:
         """Fit every group from moments gathered partition by partition; see `engine.Engine`."""
         return [fit_group(group, partial(gather, self.frame, group.name)) for group in self._groups]
 
     def place(self, space: list[Group]) -> Matrix:
-        """Have the executors place the rows; the driver maps a file of the coordinates. See `engine.Engine`."""
+        """Have the executors place the rows; the driver maps a file of the coordinates. See `engine.Engine`.
+
+        Raises
+        ------
+        BackendError
+            If a part of them was lost and, read again, is not what it was.
+        """
         n_dimensions = sum(len(group.components) for group in space)
         if n_dimensions == 0:
-            return np.empty((self.frame.count(), 0))
-        blocks = self.frame.mapInArrow(partial(pack, space), "coordinates binary").persist(KEPT)
+            return np.empty((len(self._revs), 0))
+        blocks = self.frame.mapInArrow(partial(pack, space), PACKED).persist(KEPT)
         blocks.count()  # places all partitions side by side, before they come here one after the other
+        expected = iter(self._revs.items())
         with NamedTemporaryFile(dir=self._directory, delete=False) as file:
             for block in blocks.toLocalIterator(prefetchPartitions=True):
+                if block.rows_digest != digest_of(dict(islice(expected, block.n))):
+                    raise BackendError(CHANGED)
                 file.write(block.coordinates)
         blocks.unpersist()
+        if next(expected, None):
+            raise BackendError(CHANGED)
         return np.asarray(np.memmap(file.name, np.float64, "r")).reshape(-1, n_dimensions)
 
     def fit_centres(self, space: list[Group], start: Matrix) -> Matrix:
@@ -129,7 +145,7 @@ def open_spark_engine(
         tracks = read_tracks(session, store, config.feature_set, layouts(read), fields, total).persist(KEPT)
         library = library_of(tracks, store)
         progress(Progress("read", total, total, library.unreadable))
-        yield library, SparkEngine(tracks.where("problem IS NULL"), groups, Path(directory))
+        yield library, SparkEngine(tracks.where("problem IS NULL"), library.revs, groups, Path(directory))
         tracks.unpersist()
 
 
@@ -186,11 +202,13 @@ def place(groups: Mapping[str, Group], batches: Batches) -> Batches:
 
 
 def pack(space: Sequence[Group], batches: Batches) -> Batches:
-    """Yield the coordinates of the rows of each batch as bytes of float64; runs on the executors."""
+    """Yield of each batch what rows it has, and their coordinates as bytes of float64; runs on the executors."""
     for batch in batches:
         if len(batch):
             X = transform(space, {group.name: matrix(batch.column(group.name)) for group in space})
-            yield pa.record_batch([[X.tobytes()]], ["coordinates"])
+            yield pa.record_batch(
+                [[len(batch)], [digest_of(_revs(batch))], [X.tobytes()]], ["n", "rows_digest", "coordinates"]
+            )
 
 
 def position(row: Any) -> npt.NDArray[np.float64]:
@@ -211,5 +229,5 @@ def lists(X: npt.NDArray[Any]) -> pa.ListArray:
     return pa.ListArray.from_arrays(np.arange(0, n * d + 1, d, dtype=np.int32), pa.array(X.ravel()))
 
 
-def _revs(known: pa.Table) -> dict[str, int]:
+def _revs(known: pa.Table | pa.RecordBatch) -> dict[str, int]:
     return dict(zip(known["track_id"].to_pylist(), known["rev"].to_pylist(), strict=True))

@@ -242,8 +242,9 @@ def open_sklearn(vectors: Vectors) -> Engine:
 def open_spark_engine(session: SparkSession, vectors: Vectors, directory: Path) -> SparkEngine:
     from clustering.spark_engine import SparkEngine, lists
 
-    frame = session.createDataFrame(pa.table({name: lists(X) for name, X in vectors.items()}))
-    return SparkEngine(frame, library.GROUPS, directory)
+    revs = {f"t{n:03}": n for n in range(len(next(iter(vectors.values()))))}
+    columns = {"track_id": list(revs), "rev": list(revs.values())} | {name: lists(X) for name, X in vectors.items()}
+    return SparkEngine(session.createDataFrame(pa.table(columns)), revs, library.GROUPS, directory)
 
 
 def assignments_of(store: SQLiteStore, run_id: str) -> list[Assignment]:

@@ -20,7 +20,7 @@ from clustering.space import layouts
 from core.config import Config, Spark
 from core.errors import BackendError, ConfigError
 from core.jobs import ignore
-from core.records import Track
+from core.records import Track, next_rev
 from core.spark import open_spark
 from core.store import Store, open_store
 
@@ -99,6 +99,29 @@ def test_the_vectors_come_in_the_order_of_the_ids_to_the_last_bit(spark: SparkSe
         found = np.vstack([matrix(chunk) for chunk in table[name].chunks])
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, X)
+
+
+@pytest.mark.parametrize("change", ["one in another's place", "a version", "one less", "the last one less", "one more"])
+def test_what_is_read_a_second_time_and_is_not_what_it_was_is_an_error(
+    spark: SparkSession, store: Store, change: str, tmp_path: Path
+) -> None:
+    """As after the loss of an executor; nothing is kept here."""
+    from clustering.spark_engine import SparkEngine, library_of
+
+    tracks = library.tracks(60)
+    store.upsert(tracks[:59])
+    frame = read(spark, store)
+    engine = SparkEngine(frame, library_of(frame, store).revs, library.GROUPS, tmp_path)
+    space = engine.fit_space()
+    assert len(engine.place(space)) == 59
+    if change == "a version":
+        store.upsert([tracks[5].model_copy(update={"rev": next_rev(tracks[5].rev)})])
+    if "less" in change or "place" in change:
+        store.delete(Track, {f"t{58 if 'last' in change else 5:03}": next_rev()})
+    if "more" in change or "place" in change:
+        store.upsert(tracks[59:])
+    with pytest.raises(BackendError, match="they have changed meanwhile; run `murmur cluster` again"):
+        engine.place(space)
 
 
 @pytest.mark.parametrize(("n", "total", "n_partitions"), [(1, 1, 1), (2, 2, 2), (40, 60_000, 6)])
