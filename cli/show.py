@@ -70,7 +70,7 @@ def program() -> str:
     """Return how this program was called, so that a suggested command can be pasted."""
     called = Path(sys.argv[0])
     found = shutil.which("murmur")
-    if called.name != "murmur" or (found and Path(found).samefile(called)):
+    if called.name != "murmur" or (found and Path(found).resolve() == called.resolve()):
         return "murmur"
     try:
         return shlex.quote(str(called.absolute().relative_to(Path.cwd())))
@@ -429,6 +429,8 @@ def _lineage(run: Mapping[str, Any]) -> str:
 
 
 def _sounds(one: Overview) -> str:
+    if one.cluster_id == UNCLUSTERED:
+        return "far from every cluster"
     heard = one.description["sounds"] if one.description else []
     said = [f"{sound['word']} {sound['deviation']:+.1f}σ" for sound in heard if sound["word"]]
     return ", ".join(said) or ("close to the average" if one.description else "")

@@ -84,7 +84,7 @@ def typical(tracks: Sequence[Document]) -> list[Typical]:
     """Return the first tracks, of those with the same title and artist only one."""
     firsts: dict[tuple[str, str], Document] = {}
     for track in tracks:
-        firsts.setdefault((track["title"], track["artist"]), track)
+        firsts.setdefault((track["title"] or track["track_id"], track["artist"]), track)
     return [Typical.from_document(track) for track in islice(firsts.values(), TYPICAL)]
 
 

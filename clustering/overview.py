@@ -1,12 +1,13 @@
-"""What the clusters of the run in force hold: sizes, genres, most typical tracks."""
+"""What the clusters of the run in force hold now: sizes, genres, most typical tracks."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from clustering.assign import home
 from clustering.runs import require_run_in_force
 from core.names import Names
 from core.records import Assignment, Description, Track
@@ -21,6 +22,7 @@ class Overview:
     """One cluster as a person meets it."""
 
     cluster_id: str
+    """Or ``unclustered``, for the tracks that are too far from every centre."""
     size: int
     genres: dict[str, int]
     """Genre → number of members, tracks without one left out."""
@@ -30,11 +32,13 @@ class Overview:
     """The `track_id` of the nearest of them."""
     topic: str
     description: dict[str, Any] | None
-    """As in the run; None in a run of an older version."""
+    """As in the run; None for what is unclustered, and in a run of an older version."""
 
 
 def overview(store: Store, names: Names) -> list[Overview]:
-    """Return the clusters of the run in force, in order of their ids.
+    """Return the clusters of the run in force that have members, in order of their ids; what is unclustered comes last.
+
+    Members are as on the topics: tracks that are gone since are in no cluster.
 
     Raises
     ------
@@ -46,31 +50,31 @@ def overview(store: Store, names: Names) -> list[Overview]:
         track["track_id"]: track
         for track in store.scan(Track, fields=("track_id", "title", "artist", "genre", "source"))
     }
-    members: dict[str, list[tuple[float, str]]] = {cluster.cluster_id: [] for cluster in run.clusters}
+    clusters = {cluster.cluster_id: cluster for cluster in run.clusters}
+    members: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for found in store.scan(Assignment, fields=("cluster_id", "distance", "track_id"), prefix=f"{run.run_id}/"):
-        members[found["cluster_id"]].append((found["distance"], found["track_id"]))
-    descriptions = {one.cluster_id: one.description for one in run.clusters}
+        if found["track_id"] in tracks:
+            cluster_id = home(clusters[found["cluster_id"]], found["distance"])
+            members[cluster_id].append((found["distance"], found["track_id"]))
+    descriptions = {cluster_id: cluster.description for cluster_id, cluster in clusters.items()}
     return [
-        _overview(cluster_id, sorted(near), tracks, names.cluster(cluster_id), descriptions[cluster_id])
+        _overview(
+            cluster_id,
+            [tracks[track_id] for _, track_id in sorted(near)],
+            names.cluster(cluster_id),
+            descriptions.get(cluster_id),
+        )
         for cluster_id, near in sorted(members.items())
-        if near
     ]
 
 
-def _overview(
-    cluster_id: str,
-    near: list[tuple[float, str]],
-    tracks: dict[str, Document],
-    topic: str,
-    description: Description | None,
-) -> Overview:
-    members = [tracks[track_id] for _, track_id in near if track_id in tracks]
+def _overview(cluster_id: str, nearest_first: list[Document], topic: str, description: Description | None) -> Overview:
     return Overview(
         cluster_id=cluster_id,
-        size=len(near),
-        genres=dict(Counter(track["genre"] for track in members if track["genre"])),
-        typical=list(dict.fromkeys(map(title, members)))[:TYPICAL],
-        typical_id=near[0][1],
+        size=len(nearest_first),
+        genres=dict(Counter(track["genre"] for track in nearest_first if track["genre"])),
+        typical=list(dict.fromkeys(map(title, nearest_first)))[:TYPICAL],
+        typical_id=nearest_first[0]["track_id"],
         topic=topic,
         description=description.model_dump() if description else None,
     )

@@ -16,7 +16,7 @@ from clustering.describe import SCALES, describe, how_it_sounds, over_represente
 from clustering.overview import overview
 from core.config import parse_config
 from core.names import Names
-from core.records import Features, Run, RunInForce
+from core.records import Assignment, Features, Run, RunInForce, Track, next_rev
 from core.sqlite_store import SQLiteStore
 
 HEARD: Features = {
@@ -102,6 +102,9 @@ def test_the_typical_tracks_are_the_nearest_and_the_same_title_comes_once() -> N
     assert [one.track_id for one in typical(tracks)] == ["0", "2", "4"]
     tracks[1]["artist"] = "y"
     assert [one.track_id for one in typical(tracks)] == ["0", "1", "2"]
+    for track in tracks:
+        track["title"] = None
+    assert [one.track_id for one in typical(tracks)] == ["0", "1", "2"], "one without a title is like no other"
 
 
 def test_a_description_says_it_in_a_line() -> None:
@@ -139,3 +142,19 @@ def test_the_run_and_the_overview_hold_what_each_cluster_is(store: SQLiteStore) 
         assert words & {"loud", "quiet"} == {"genre 0": {"loud"}, "genre 1": set(), "genre 2": {"quiet"}}[genre.genre]
         assert shown.description == one.description.model_dump()
         assert shown.typical == [track.title for track in one.description.typical]
+
+
+def test_the_overview_counts_the_members_there_are_and_those_of_no_cluster_apart(store: SQLiteStore) -> None:
+    store.upsert(library.tracks(30, kinds=2))
+    report = library.cluster_them(parse_config({"clustering": {"engine": "sklearn", "n_clusters": 2}}), store)
+    store.upsert([RunInForce(rev=1, run_id=report.run_id)])
+    first, second = overview(store, Names())
+    store.delete(Track, {first.typical_id: next_rev()})
+    far = store.get(Assignment, f"{report.run_id}/{second.typical_id}")
+    assert far is not None
+    store.upsert([far.model_copy(update={"distance": 1e6, "rev": next_rev(far.rev)})])
+    left, stayed, unclustered = overview(store, Names())
+    assert (left.size, stayed.size, unclustered.size) == (first.size - 1, second.size - 1, 1)
+    assert left.typical_id != first.typical_id
+    assert (unclustered.cluster_id, unclustered.typical_id) == ("unclustered", second.typical_id)
+    assert unclustered.topic == Names().cluster("unclustered")
