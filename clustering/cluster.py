@@ -212,7 +212,7 @@ def make(
     progress: Watch = ignore,
 ) -> tuple[Run, Fit]:
     """Fit a library, name the clusters, and trace what became of those `before`; `model` is the run to be like."""
-    former = recall(library.track_ids, members(store, before) if before else {})
+    former = _recall(store, library, before) if before else recall(library.track_ids, {})
     fitted = fit(config, library, engine, begin(config, former, before=before, model=model, fresh=fresh), progress)
     namesake = recall(library.track_ids, members(store, model)) if model else former
     settings = model.settings_digest if model else settings_digest(config)
@@ -389,6 +389,19 @@ def write(store: Store, run: Run, assign: Callable[[], int], confirm: Confirm) -
     return written
 
 
+def _recall(store: Store, library: Library, before: Run) -> Former:
+    """Return what the rows know of a run: nothing, if it has no assignments and no track could be assigned anew."""
+    try:
+        return recall(library.track_ids, members(store, before))
+    except ConfigError:
+        log.warning(
+            "%s: its assignments are no longer kept, and no track has its feature set %s: its clusters end here",
+            *(before.run_id, before.feature_set),
+        )
+        ids = [cluster.cluster_id for cluster in before.clusters]
+        return Former(ids, np.full(len(library.revs), -1, np.intp), before.n_tracks)
+
+
 def _model(config: Config, store: Store, run_id: str) -> Run:
     model = require_run(store, run_id)
     if model.feature_set != config.feature_set:
@@ -403,9 +416,11 @@ def _warn(config: Config, library: Library, before: Run | None, model: Run | Non
     """Say what makes a run other than one may expect."""
     if before and before.feature_set != config.feature_set:
         log.warning(
-            "%s was made of feature set %s, the configuration asks for %s: the space is fitted anew, and %d tracks "
-            "of other feature sets are left out; `murmur run AUDIO_DIR` computes what is missing",
-            *(before.run_id, before.feature_set, config.feature_set, others),
+            "%s was made of feature set %s, the configuration asks for %s: the space is fitted anew%s",
+            *(before.run_id, before.feature_set, config.feature_set),
+            f", and {others} tracks of other feature sets are left out; `murmur run AUDIO_DIR` computes what is missing"
+            if others
+            else "",
         )
     if model and model.input_digest != library.input_digest:
         log.warning(

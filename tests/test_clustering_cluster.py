@@ -314,6 +314,21 @@ def test_a_change_of_the_feature_set_is_told_with_both_and_the_command_and_the_c
         library.cluster_them(parsed, store, like=first.run_id)
 
 
+def test_clusters_whose_members_nobody_knows_any_more_end(store: SQLiteStore, caplog: pytest.LogCaptureFixture) -> None:
+    """As after `restore`, which brings no assignments, and an extraction with other settings."""
+    tracks, parsed = library.tracks(24), config(n_clusters=4)
+    earlier = parsed.model_copy(update={"audio": parsed.audio.model_copy(update={"max_duration": 9.0})})
+    store.upsert([track.model_copy(update={"feature_set": earlier.feature_set}) for track in tracks])
+    first = run_of(store, library.cluster_them(earlier, store))
+    store.purge(Assignment, f"{first.run_id}/")
+    store.upsert([track.model_copy(update={"rev": next_rev(track.rev)}) for track in tracks])
+    second = run_of(store, library.cluster_them(parsed, store))
+    assert second.lineage.deaths == [cluster.cluster_id for cluster in first.clusters]
+    assert [cluster.cluster_id for cluster in second.clusters] == second.lineage.births == ["c05", "c06", "c07", "c08"]
+    assert (second.lineage.joined, second.lineage.left) == (24, 24)
+    assert any("no longer kept" in told and first.run_id in told for told in caplog.messages)
+
+
 def test_a_fresh_run_starts_cold_in_a_space_of_its_own_and_the_ids_stay(store: SQLiteStore) -> None:
     tracks = library.tracks(52)
     store.upsert(tracks[:50])
