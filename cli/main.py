@@ -221,10 +221,10 @@ def publish(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Put this run in force until the next publish [default: latest]."),
+        typer.Option(metavar="RUN", help="Put this run in force until the next publish; else the latest."),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Then route tracks as they arrive, until SIGINT or SIGTERM.")
+        bool, typer.Option("--follow", help="Keep the run there is, and route tracks as they arrive.")
     ] = False,
     as_json: Json = False,
 ) -> None:

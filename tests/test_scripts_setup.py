@@ -151,5 +151,5 @@ def test_run_without_java_says_so_and_takes_scikit_learn(checkout: Checkout) -> 
 def test_test_without_servers_still_runs_and_hands_its_arguments_on(checkout: Checkout) -> None:
     shutil.copytree(ROOT / "tests" / "servers", checkout.folder / "tests" / "servers")
     call = checkout.call("test", "--full", "-k", "some test")
-    assert call.stdout.endswith(f"1[{checkout.folder}/.venv/bin/pytest -k some test]\n")
+    assert call.stdout.endswith(f"1[{checkout.folder}/.venv/bin/pytest -n 3 --dist loadfile -k some test]\n")
     assert "type: sudo apt-get install default-jdk-headless maven\n" in call.stderr
