@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import clustering_library as library
+import m3u8
 import numpy as np
 import pytest
 
@@ -38,7 +39,7 @@ class Playlist(NamedTuple):
 
 
 def parse(file: Path) -> Playlist:
-    """Read an M3U8 file; every line that is not as it should be is an error."""
+    """Read an M3U8 file, as players do, too; every line that is not as it should be is an error."""
     text = file.read_bytes().decode("utf-8")
     assert text.endswith("\n")
     first, second, *lines = text.removesuffix("\n").split("\n")
@@ -52,6 +53,9 @@ def parse(file: Path) -> Playlist:
         assert found
         assert path.startswith("/")
         tracks.append((int(found[1]), found[2], path))
+    assert [(one.duration, one.uri) for one in m3u8.loads(text).segments] == [
+        (length, path) for length, _, path in tracks
+    ]
     return Playlist(name[1], tracks)
 
 
