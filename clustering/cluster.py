@@ -158,8 +158,7 @@ def _run(
         require_published_runs(store, bus, Names(config.topics.prefix))
     model = _model(config, store, like) if like else None
     if model:
-        seed = {"random_state": model.random_state, "n_init": model.n_init}
-        config = config.model_copy(update={"clustering": config.clustering.model_copy(update=seed)})
+        config = _seeded_as(config, model)
     revs = current_revs(store, config.feature_set)
     in_set, everywhere = store.count(Track, {"feature_set": config.feature_set}), store.count(Track)
     others, unclusterable = everywhere - in_set, in_set - len(revs)
@@ -387,6 +386,11 @@ def write(store: Store, run: Run, assign: Callable[[], int], confirm: Confirm) -
     confirm()
     store_all(store, [run.model_copy(update={"complete": True, "rev": next_rev(run.rev)})])
     return written
+
+
+def _seeded_as(config: Config, model: Run) -> Config:
+    seed = {"random_state": model.random_state, "n_init": model.n_init}
+    return config.model_copy(update={"clustering": config.clustering.model_copy(update=seed)})
 
 
 def _recall(store: Store, library: Library, before: Run) -> Former:
