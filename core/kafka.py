@@ -110,7 +110,8 @@ class KafkaBus:
         """Create those that do not exist yet; raise if the settings of one that exists are others."""
         wanted = {topic.name: topic for topic in topics}
         self._wanted |= wanted.keys()
-        self._verify([(wanted.pop(name), found) for name, found in self._describe(wanted).items()])
+        for name in self._verified([(wanted[name], found) for name, found in self._describe(wanted).items()]):
+            del wanted[name]
         if not wanted:
             return
         settings = {
@@ -307,22 +308,26 @@ class KafkaBus:
             described = self._ask(self._admin.describe_configs, resources, config_filter="all")["topic"]
         return {name: {key: found[key]["value"] for key in keys} for name, found in described.items() if found}
 
-    def _verify(self, topics: list[tuple[Topic, Any]]) -> None:
-        """Raise if a topic is not as it was declared."""
+    def _verified(self, topics: list[tuple[Topic, Any]]) -> list[str]:
+        """Return the topics that are still there; raise if one is not as it was declared."""
         settings = self._settings_of([topic.name for topic, _ in topics], "cleanup.policy", "max.message.bytes")
         limits = {name: int(found["max.message.bytes"]) for name, found in settings.items()}
         largest = max((limits.get(topic.name, 0) for topic, _ in topics if topic.cleanup == "compact"), default=0)
+        gone = {topic.name for topic, _ in topics} - settings.keys()
+        for name in self._describe(gone):
+            raise self._hidden(name)
         for topic, found in topics:
+            if topic.name in gone:
+                continue
             partitions = len(found["partitions"])
             replicas = {len(partition["replica_nodes"]) for partition in found["partitions"]}
-            if topic.name not in settings:
-                raise self._hidden(topic.name)
             policy, server = settings[topic.name]["cleanup.policy"], self._settings["bootstrap_servers"][0]
             problem = _problem(topic, partitions, replicas, policy, server)
             if not problem and topic.cleanup == "delete":
                 problem = _narrowness(topic, limits[topic.name], largest, server)
             if problem:
                 raise BackendError(f"{self.url}: {topic.name} {problem}")
+        return list(settings)
 
     def _hidden(self, what: str) -> BackendError:
         return BackendError(f"{self.url}: the user may not read the settings of {what}; allow DescribeConfigs on it")

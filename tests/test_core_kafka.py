@@ -668,6 +668,22 @@ def test_a_member_that_is_expelled_while_it_polls_commits_nothing_in_a_transacti
 
 
 @pytest.mark.servers
+def test_a_topic_that_goes_away_while_it_is_looked_at_is_created_again(
+    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a broker that was asked first had not heard of its end."""
+    stale = iter([bus._describe([topic])])
+    describe = bus._describe
+    admin.delete_topics([topic])
+    while topic in bus.topics():
+        time.sleep(0.05)
+    monkeypatch.setattr(bus, "_describe", lambda names: next(stale, None) or describe(names))
+    bus.create_topics([Topic(topic, "compact")])
+    assert topic in bus.topics()
+    assert settings(admin, topic, "cleanup.policy") == ["compact"]
+
+
+@pytest.mark.servers
 @pytest.mark.parametrize("n_messages", [1, 20])
 def test_a_topic_that_was_deleted_and_created_again_is_read_from_its_beginning_and_said_so(
     bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, n_messages: int
