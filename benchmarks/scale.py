@@ -207,8 +207,9 @@ def synthesise(n: int) -> Iterator[Track]:
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 PAGE = """
 Written by `scripts/bench scale`: Python {python}, Spark {spark} on `local[{cores}]`, {clusters} clusters, a cold start,
-on {processors} processors with a load of {load:.0f} when it ended. Seconds of each step, of
-all, and of the processors; then the most memory in MiB.
+on {processors} processors with a load of {load:.0f} when it ended. Seconds of each step, of all, and of the processors;
+then the most memory in MiB, looked at five times a second. *read* has the start of Spark in it, *neighbours* how dense
+the surroundings of each track are, *write* the lists. Java is driver and executor in one here.
 
 | tracks | engine, store | read | fit | neighbours | write | all | processors | driver | Java | workers |
 |---|---|---|---|---|---|---|---|---|---|---|
