@@ -55,6 +55,13 @@ def settings(admin: kafka.KafkaAdminClient, topic: str, *names: str) -> list[str
     return [found[name]["value"] for name in names]
 
 
+def delete(bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str) -> None:
+    """Delete a topic, and wait until all that the broker says is without it."""
+    admin.delete_topics([topic])
+    while topic in bus.topics():
+        time.sleep(0.05)
+
+
 # Topics
 
 
@@ -674,9 +681,7 @@ def test_a_topic_that_goes_away_while_it_is_looked_at_is_created_again(
     """As where a broker that was asked first had not heard of its end."""
     stale = iter([bus._describe([topic])])
     describe = bus._describe
-    admin.delete_topics([topic])
-    while topic in bus.topics():
-        time.sleep(0.05)
+    delete(bus, admin, topic)
     monkeypatch.setattr(bus, "_describe", lambda names: next(stale, None) or describe(names))
     bus.create_topics([Topic(topic, "compact")])
     assert topic in bus.topics()
@@ -693,7 +698,7 @@ def test_a_topic_that_was_deleted_and_created_again_is_read_from_its_beginning_a
     take(consumer, 5)
     consumer.commit()
     take(consumer, 5)
-    admin.delete_topics([topic])
+    delete(bus, admin, topic)
     with pytest.raises(BackendError, match="there is no topic") as caught:
         consumer.commit()
     assert caught.value.retriable
@@ -713,7 +718,7 @@ def reader_of_a_topic_made_anew(bus: KafkaBus, admin: kafka.KafkaAdminClient, to
     send(bus, topic, *(b"%d" % n for n in range(10)))
     consumer = bus.consumer([topic])
     take(consumer, 10)
-    admin.delete_topics([topic])
+    delete(bus, admin, topic)
     bus.create_topics([Topic(topic, "compact")])
     send(bus, topic, *(b"new %d" % n for n in range(20)))
     return consumer
@@ -751,7 +756,7 @@ def test_a_topic_that_is_deleted_while_it_is_read_and_written_stays_deleted(
     take(consumer, 1)
     producer.send(topic, b"k", b"2")
     producer.flush()
-    admin.delete_topics([topic])
+    delete(bus, admin, topic)
     for _ in range(3):
         consumer.poll(0.5)
     assert topic not in bus.topics()
