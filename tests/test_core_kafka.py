@@ -18,6 +18,7 @@ from conftest import Run
 from kafka.admin import ConfigResource, MemberToRemove
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from test_core_bus import GiveUpError, drain, everything, send, take, values
+from topics_library import delete_topic
 
 from core.bus import Message, Topic, TopicPartition, lag, open_bus, read_to_end
 from core.errors import BackendError, FencedError, MadeAnewError
@@ -53,13 +54,6 @@ def settings(admin: kafka.KafkaAdminClient, topic: str, *names: str) -> list[str
     resource = ConfigResource("topic", topic, dict.fromkeys(names))
     found = admin.describe_configs([resource], config_filter="all")["topic"][topic]
     return [found[name]["value"] for name in names]
-
-
-def delete(bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str) -> None:
-    """Delete a topic, and wait until all that the broker says is without it."""
-    admin.delete_topics([topic])
-    while topic in bus.topics():
-        time.sleep(0.05)
 
 
 # Topics
@@ -681,7 +675,7 @@ def test_a_topic_that_goes_away_while_it_is_looked_at_is_created_again(
     """As where a broker that was asked first had not heard of its end."""
     stale = iter([bus._describe([topic])])
     describe = bus._describe
-    delete(bus, admin, topic)
+    delete_topic(bus, topic)
     monkeypatch.setattr(bus, "_describe", lambda names: next(stale, None) or describe(names))
     bus.create_topics([Topic(topic, "compact")])
     assert topic in bus.topics()
@@ -691,14 +685,14 @@ def test_a_topic_that_goes_away_while_it_is_looked_at_is_created_again(
 @pytest.mark.servers
 @pytest.mark.parametrize("n_messages", [1, 20])
 def test_a_topic_that_was_deleted_and_created_again_is_read_from_its_beginning_and_said_so(
-    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, n_messages: int
+    bus: KafkaBus, topic: str, n_messages: int
 ) -> None:
     send(bus, topic, *(b"%d" % n for n in range(10)))
     consumer = bus.consumer([topic], group=topic)
     take(consumer, 5)
     consumer.commit()
     take(consumer, 5)
-    delete(bus, admin, topic)
+    delete_topic(bus, topic)
     with pytest.raises(BackendError, match="there is no topic") as caught:
         consumer.commit()
     assert caught.value.retriable
@@ -713,12 +707,12 @@ def test_a_topic_that_was_deleted_and_created_again_is_read_from_its_beginning_a
     assert bus.committed(topic, [topic]) == {TopicPartition(topic, 0): n_messages}
 
 
-def reader_of_a_topic_made_anew(bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str) -> Consumer:
+def reader_of_a_topic_made_anew(bus: KafkaBus, topic: str) -> Consumer:
     """Return a reader at the end of a topic that was then deleted and made again, with 20 messages."""
     send(bus, topic, *(b"%d" % n for n in range(10)))
     consumer = bus.consumer([topic])
     take(consumer, 10)
-    delete(bus, admin, topic)
+    delete_topic(bus, topic)
     bus.create_topics([Topic(topic, "compact")])
     send(bus, topic, *(b"new %d" % n for n in range(20)))
     return consumer
@@ -726,9 +720,9 @@ def reader_of_a_topic_made_anew(bus: KafkaBus, admin: kafka.KafkaAdminClient, to
 
 @pytest.mark.servers
 def test_a_reader_that_only_polls_notices_a_new_topic_too(
-    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str, monkeypatch: pytest.MonkeyPatch
+    bus: KafkaBus, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    consumer = reader_of_a_topic_made_anew(bus, admin, topic)
+    consumer = reader_of_a_topic_made_anew(bus, topic)
     monkeypatch.setattr("core.kafka.LOOK_SECONDS", 0)
     with pytest.raises(BackendError, match=f"{topic} was deleted and created again"):
         consumer.poll()
@@ -736,10 +730,8 @@ def test_a_reader_that_only_polls_notices_a_new_topic_too(
 
 
 @pytest.mark.servers
-def test_a_reader_that_looks_ahead_notices_a_new_topic_at_once(
-    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
-) -> None:
-    consumer = reader_of_a_topic_made_anew(bus, admin, topic)
+def test_a_reader_that_looks_ahead_notices_a_new_topic_at_once(bus: KafkaBus, topic: str) -> None:
+    consumer = reader_of_a_topic_made_anew(bus, topic)
     with pytest.raises(MadeAnewError, match=f"{topic} was deleted and created again"):
         consumer.look_ahead()
     assert consumer.look_ahead() == {TopicPartition(topic, 0): 20}
@@ -747,16 +739,14 @@ def test_a_reader_that_looks_ahead_notices_a_new_topic_at_once(
 
 
 @pytest.mark.servers
-def test_a_topic_that_is_deleted_while_it_is_read_and_written_stays_deleted(
-    bus: KafkaBus, admin: kafka.KafkaAdminClient, topic: str
-) -> None:
+def test_a_topic_that_is_deleted_while_it_is_read_and_written_stays_deleted(bus: KafkaBus, topic: str) -> None:
     """The driver would have the broker make it anew, with settings that are not those declared."""
     send(bus, topic, b"1")
     consumer, producer = bus.consumer([topic], group=topic), bus.producer()
     take(consumer, 1)
     producer.send(topic, b"k", b"2")
     producer.flush()
-    delete(bus, admin, topic)
+    delete_topic(bus, topic)
     for _ in range(3):
         consumer.poll(0.5)
     assert topic not in bus.topics()

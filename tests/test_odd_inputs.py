@@ -195,7 +195,7 @@ def test_a_topic_that_was_deleted_is_made_again_and_no_track_is_in_two_clusters_
     world.publish()
     every = {"a cluster's": names.cluster("c01"), "the ledger": names.members, "the runs'": names.runs}
     for name in [every[topic]] if topic in every else [*every.values(), names.cluster("c02"), names.spaces]:
-        delete_topic(world, name)
+        delete_topic(world.bus, name)
     run = add_run(world.store, MOVED)
     world.publish()
     assert world.said() == MOVED
@@ -208,7 +208,7 @@ def test_a_topic_that_was_deleted_is_made_again_and_no_track_is_in_two_clusters_
 def test_a_topic_of_the_spaces_that_was_deleted_has_all_published_runs_again(world: World) -> None:
     runs = [add_run(world.store, FIRST)]
     world.publish()
-    delete_topic(world, world.names.spaces)
+    delete_topic(world.bus, world.names.spaces)
     runs.append(add_run(world.store, MOVED))
     world.publish()
     kept = fold(read_to_end(world.bus, [world.names.spaces]), Run)
@@ -218,7 +218,7 @@ def test_a_topic_of_the_spaces_that_was_deleted_has_all_published_runs_again(wor
 def test_after_the_ledger_was_deleted_tracks_keep_the_run_in_which_they_joined(world: World) -> None:
     first = add_run(world.store, FIRST)
     world.publish()
-    delete_topic(world, world.names.members)
+    delete_topic(world.bus, world.names.members)
     second = add_run(world.store, MOVED)
     world.publish()
     topics = [read_to_end(world.bus, [world.names.cluster(cluster_id)]) for cluster_id in ("c01", "c02")]

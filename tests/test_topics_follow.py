@@ -409,7 +409,7 @@ class TestOnePublisher:
         add_run(world.store, FIRST)
         with following(world):
             until(routed(world, "f", "c02"))
-            delete_topic(world, world.names.cluster("c02"))
+            delete_topic(world.bus, world.names.cluster("c02"))
             until(lambda: world.names.cluster("c02") in world.bus.topics() and world.said() == FIRST)
 
 

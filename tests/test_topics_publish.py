@@ -462,7 +462,7 @@ def test_a_cluster_topic_that_has_gone_is_made_again_and_its_members_are_sent_ag
     with opened(settings(tmp_path, kafka_url)) as world:
         first = add_run(world.store, FIRST)
         world.publish()
-        delete_topic(world, world.names.cluster("c01"))
+        delete_topic(world.bus, world.names.cluster("c01"))
         add_run(world.store, FIRST | {"b": "c02"})
         assert world.publish().unchanged == 3
         assert world.said() == FIRST | {"b": "c02"}
@@ -524,7 +524,7 @@ class TestDeath:
         monkeypatch.setattr(publisher, "CHUNK", 2)
         add_run(world.store, FIRST)
         world.publish()
-        delete_topic(world, world.names.cluster("c02"))
+        delete_topic(world.bus, world.names.cluster("c02"))
         with suppress(JobDiedError):
             world.publish(Mortal(world.bus, steps))
         world.publish()
@@ -533,7 +533,7 @@ class TestDeath:
     def test_what_went_to_a_topic_that_somebody_else_made_anew_is_sent_again(self, world: World, bus_url: str) -> None:
         add_run(world.store, FIRST)
         world.publish()
-        delete_topic(world, world.names.cluster("c02"))
+        delete_topic(world.bus, world.names.cluster("c02"))
         world.bus.create_topics(world.config.topics.of_clusters(["c02"]))
         world.publish()
         assert world.said() == FIRST

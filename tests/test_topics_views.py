@@ -304,11 +304,11 @@ def test_where_the_topic_was_deleted_and_made_anew_the_view_begins_again_empty(t
     with opened(settings(tmp_path, kafka_url)) as world, ExitStack() as stack:
         first = publish(world, FIRST)
         cluster = stack.enter_context(view(world, "c01"))
-        delete_topic(world, world.names.cluster("c01"))
+        delete_topic(world.bus, world.names.cluster("c01"))
         world.bus.create_topics(world.config.topics.of_clusters(["c01"]))
         assert {(new.track_id, new.member) for new in cluster.refresh()} == {("a", None), ("b", None), ("c", None)}
         assert (len(cluster), run_of(cluster)) == (0, None)
-        delete_topic(world, world.names.cluster("c01"))
+        delete_topic(world.bus, world.names.cluster("c01"))
         second = publish_after(world, first, {f"t{n}": "c01" for n in range(50)} | {"b": "c01", "d": "c02"})
         cluster.refresh()
         expected = {track_id for track_id, name in assigned(world, second).items() if name == "c01"}

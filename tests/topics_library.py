@@ -187,16 +187,16 @@ def settings(folder: Path, bus: str) -> Config:
     )
 
 
-def delete_topic(world: World, topic: str) -> None:
-    """Delete a topic, as somebody with the tools of the bus does."""
-    url = world.config.bus.url
+def delete_topic(bus: Bus, topic: str) -> None:
+    """Delete a topic, as somebody with the tools of the bus does, and wait until it is gone."""
+    url = bus.url
     if not url.startswith("kafka:"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
             connection.execute("DELETE FROM topics WHERE name = ?", (topic,))
         return
     with closing(kafka.KafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://").split(","))) as admin:
         admin.delete_topics([topic])
-    while topic in world.bus.topics():
+    while topic in bus.topics():
         time.sleep(0.05)
 
 
